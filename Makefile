@@ -1,0 +1,39 @@
+# One front door. Each target makes .venv and installs by itself; a second run is quick.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test check bench clean
+help:
+	@echo "make demo    two real MCP servers through km, km-server stopped in between, counts that must agree"
+	@echo "make test    every test but the heavy ones"
+	@echo "make check   ruff, mypy --strict, import-linter"
+	@echo "make bench   ratios against the limits named in docs/measurements.md"
+	@echo "make clean   remove $(VENV)"
+
+install: $(STAMP)
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Kilometers needs Python 3.11 or newer; set PYTHON=…")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/python -m tests.support.demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -m 'not heavy' $(ARGS)
+
+check: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(STAMP)
+	@$(BIN)/python -m tests.support.bench $(ARGS)
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,267 @@
+"""
+Settings: one table (name, default, one-sentence help) makes the checks, the annotated TOML and the reference.
+
+A value comes from the environment (`KM_` + the name in capitals, dots as underscores), else from the file,
+else from the table. Destinations are tables of their own: `[[destinations]]` with name, url and key.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import tomli_w
+
+from kmd.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One scalar setting. `choices` closes the set of a text; `least` and `most` bound a number."""
+
+    name: str
+    default: int | str | bool
+    help: str
+    least: int = 0
+    most: int = 2**53
+    choices: tuple[str, ...] = ()
+
+    @property
+    def variable(self) -> str:
+        return "KM_" + self.name.upper().replace(".", "_")
+
+
+SETTINGS = (
+    Setting(
+        "log.level", "info", "How much kmd says on stderr.", choices=("debug", "info", "warning", "error")
+    ),
+    Setting(
+        "capture.payloads",
+        default=True,
+        help="Keep what each message said; when off, only names, sizes, times and outcomes are kept.",
+    ),
+    Setting(
+        "capture.max_message_bytes",
+        16 * 2**20,
+        "Keep at most this much of one message; a longer one is stored as its prefix with its SHA-256.",
+        least=1024,
+        most=256 * 2**20,
+    ),
+    Setting("sync.batch_events", 500, "Most events in one POST.", least=1, most=1000),
+    Setting(
+        "sync.batch_bytes", 2**20, "Most uncompressed payload bytes in one POST.", least=1024, most=2**26
+    ),
+    Setting("sync.timeout_s", 30, "Total seconds that one POST may take.", least=1, most=600),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A km-server to sync to. `url` is its root; the key is never shown."""
+
+    name: str
+    url: str
+    key: str = ""
+
+    def __repr__(self) -> str:
+        return f"Destination(name={self.name!r}, url={self.url!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What kmd runs with. `sources` says for each setting where its value came from."""
+
+    log_level: str
+    keep_payloads: bool
+    max_message_bytes: int
+    batch_events: int
+    batch_bytes: int
+    timeout_s: int
+    destinations: tuple[Destination, ...]
+    sources: Mapping[str, str]
+
+
+def load_config(path: Path, environ: Mapping[str, str]) -> Config:
+    """Read and check the file at *path*; a missing file means the defaults, local only. Raises ConfigError."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        text = ""
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(
+            path, "", f"cannot be read ({type(exc).__name__})", hint="check its permissions"
+        ) from exc
+    return parse_config(text, environ, path)
+
+
+def parse_config(text: str, environ: Mapping[str, str], path: Path | None = None) -> Config:
+    """Check TOML *text* against the table. Raises ConfigError naming file, key and what to do."""
+    tables = parse_toml(text, path)
+    known = {setting.name.split(".")[0] for setting in SETTINGS} | {"destinations"}
+    for table in tables:
+        if table not in known:
+            raise ConfigError(path, table, "no such table", hint=f"known: {', '.join(sorted(known))}")
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for setting in SETTINGS:
+        values[setting.name], sources[setting.name] = choose_value(setting, tables, environ, path)
+    reject_unknown_keys(tables, path)
+    return Config(
+        log_level=values["log.level"],
+        keep_payloads=values["capture.payloads"],
+        max_message_bytes=values["capture.max_message_bytes"],
+        batch_events=values["sync.batch_events"],
+        batch_bytes=values["sync.batch_bytes"],
+        timeout_s=values["sync.timeout_s"],
+        destinations=parse_destinations(tables.get("destinations", []), path),
+        sources=sources,
+    )
+
+
+def parse_toml(text: str, path: Path | None) -> dict[str, Any]:
+    """TOML to tables; a fault is reported with the parser's line and column."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        hint = "correct that line, or move the file away and run 'kmctl init'"
+        raise ConfigError(path, "", f"not valid TOML: {exc}", hint=hint) from exc
+
+
+def choose_value(
+    setting: Setting, tables: Mapping[str, Any], environ: Mapping[str, str], path: Path | None
+) -> tuple[int | str | bool, str]:
+    """The value of one setting and its source: environment, file or default."""
+    if setting.variable in environ:
+        return check_value(setting, parse_text(setting, environ[setting.variable]), None), "environment"
+    table_name, key = setting.name.split(".")
+    table = tables.get(table_name, {})
+    if not isinstance(table, dict):
+        raise ConfigError(
+            path, table_name, "must be a table", hint=f"write [{table_name}] on a line of its own"
+        )
+    if key in table:
+        return check_value(setting, table[key], path), "file"
+    return setting.default, "default"
+
+
+def parse_text(setting: Setting, text: str) -> int | str | bool:
+    """An environment variable's text as the setting's type; what does not fit stays text and fails the check."""
+    if isinstance(setting.default, bool):
+        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}.get(
+            text.lower(), text
+        )
+    if isinstance(setting.default, int):
+        return int(text) if text.isdecimal() else text
+    return text
+
+
+def check_value(setting: Setting, value: object, path: Path | None) -> int | str | bool:
+    """*value* if it fits the table's row. Raises ConfigError with the row's help as hint."""
+    where = setting.name if path else setting.variable
+    if type(value) is not type(setting.default):
+        raise ConfigError(path, where, f"must be {TYPE_NAMES[type(setting.default)]}", hint=setting.help)
+    if setting.choices and value not in setting.choices:
+        raise ConfigError(path, where, f"must be one of {', '.join(setting.choices)}", hint=setting.help)
+    if type(value) is int and not setting.least <= value <= setting.most:
+        raise ConfigError(path, where, f"must be {setting.least} to {setting.most}", hint=setting.help)
+    assert isinstance(value, int | str | bool)  # noqa: S101 - the type test above has settled it
+    return value
+
+
+TYPE_NAMES: Mapping[type, str] = {bool: "true or false", int: "a whole number", str: "a text"}
+
+
+def reject_unknown_keys(tables: Mapping[str, Any], path: Path | None) -> None:
+    """A misspelt key must not silently mean its default."""
+    known = {setting.name for setting in SETTINGS}
+    for table_name, table in tables.items():
+        if table_name == "destinations":
+            continue
+        for key in table:
+            if f"{table_name}.{key}" not in known:
+                raise ConfigError(
+                    path, f"{table_name}.{key}", "no such setting", hint="see docs/configuration.md"
+                )
+
+
+def parse_destinations(rows: object, path: Path | None) -> tuple[Destination, ...]:
+    """Check the `[[destinations]]` tables: unique names, http(s) URLs, text keys."""
+    if not isinstance(rows, list):
+        raise ConfigError(path, "destinations", "must be a list of tables", hint="write [[destinations]]")
+    found: list[Destination] = []
+    for number, row in enumerate(rows, 1):
+        where = f"destinations[{number}]"
+        if not isinstance(row, dict) or not all(isinstance(value, str) for value in row.values()):
+            raise ConfigError(path, where, "must be a table of texts", hint="name, url, key")
+        if unknown := set(row) - {"name", "url", "key"}:
+            raise ConfigError(
+                path, f"{where}.{min(unknown)}", "no such setting", hint="known: name, url, key"
+            )
+        name = row.get("name", "default")
+        if name in {other.name for other in found}:
+            raise ConfigError(path, f"{where}.name", f"{name!r} is used twice", hint="give each its own name")
+        found.append(
+            Destination(name, check_url(row.get("url", ""), path, f"{where}.url"), row.get("key", ""))
+        )
+    return tuple(found)
+
+
+def check_url(url: str, path: Path | None, key: str) -> str:
+    """*url* without a trailing slash. Raises ConfigError unless it is http(s) with a host and no credentials."""
+    example = "for example https://km.example.com"
+    try:
+        parts = urlsplit(url)
+        port_fits = parts.port is None or parts.port > 0
+    except ValueError as exc:
+        raise ConfigError(path, key, "is not a URL", hint=example) from exc
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_fits:
+        raise ConfigError(path, key, "must be an http:// or https:// URL", hint=example)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigError(
+            path, key, "must hold no user, password, query or fragment", hint="put the key under 'key'"
+        )
+    return url.rstrip("/")
+
+
+def render_config(destinations: tuple[Destination, ...]) -> str:
+    """An annotated config file: every setting as a comment with its default, then the destinations."""
+    lines = ["# Kilometers. Every setting is shown with its default; remove the '#' to change one."]
+    tables: dict[str, list[str]] = {}
+    for setting in SETTINGS:
+        table, key = setting.name.split(".")
+        shown = tomli_w.dumps({key: setting.default}).strip()
+        tables.setdefault(table, []).extend([f"# {setting.help}", f"# {shown}"])
+    for table, body in tables.items():
+        lines += ["", f"[{table}]", *body]
+    for destination in destinations:
+        row = {"name": destination.name, "url": destination.url, "key": destination.key}
+        lines += [
+            "",
+            "[[destinations]]",
+            tomli_w.dumps({key: text for key, text in row.items() if text}).strip(),
+        ]
+    if not destinations:
+        lines += [
+            "",
+            "# No destination: everything stays on this machine. 'kmctl init --url … --key …' adds one.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write *text* to *path* in one step, readable by this user only (0600, its folder 0700 when made)."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

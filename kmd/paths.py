@@ -1,0 +1,61 @@
+"""
+Where things are. Pure: the environment and the home directory are arguments.
+
+With a *home* (`--home`, else `KM_HOME`) everything is under that one directory. Without one, configuration
+and state are in the platform's places, and the *meeting place* of `km` and kmd (sockets, spools) is
+`~/.kilometers`: MCP clients pass on only HOME, so nothing else of the environment may decide it.
+kmd.shim.relay.meeting_dir says the same for `km`, which must not import this; a test holds the two together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+APP = "kilometers"
+MEETING_DIR = ".kilometers"
+SOCKET = "kmd.sock"
+CONTROL_SOCKET = "control.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Every file of one installation. Directories are 0700, files 0600; kmd makes what is missing."""
+
+    config_file: Path
+    state_dir: Path
+    meeting_dir: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.meeting_dir / SOCKET
+
+    @property
+    def control_socket(self) -> Path:
+        return self.meeting_dir / CONTROL_SOCKET
+
+    @property
+    def lock_file(self) -> Path:
+        return self.meeting_dir / "kmd.lock"
+
+    @property
+    def outbox_file(self) -> Path:
+        return self.state_dir / "outbox.db"
+
+
+def find_places(home: Path | None, environ: Mapping[str, str]) -> Places:
+    """
+    Decide the places for *home* (the flag's value) in *environ*.
+
+    Returns: absolute paths; nothing is created. Raises ValueError when neither a home nor HOME is known.
+    """
+    chosen = home or (Path(environ["KM_HOME"]) if environ.get("KM_HOME") else None)
+    if chosen is not None:
+        root = Path.cwd() / chosen.expanduser()
+        return Places(config_file=root / "config.toml", state_dir=root, meeting_dir=root)
+    return Places(
+        config_file=Path(platformdirs.user_config_dir(APP)) / "config.toml",
+        state_dir=Path(platformdirs.user_state_dir(APP)),
+        meeting_dir=Path.home() / MEETING_DIR,
+    )
