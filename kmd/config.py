@@ -35,9 +35,7 @@ class Setting:
 
 
 SETTINGS = (
-    Setting(
-        "log.level", "info", "How much kmd says on stderr.", choices=("debug", "info", "warning", "error")
-    ),
+    Setting("log.level", "info", "How much kmd says on stderr.", choices=("debug", "info", "warning", "error")),
     Setting(
         "capture.payloads",
         default=True,
@@ -51,9 +49,7 @@ SETTINGS = (
         most=256 * 2**20,
     ),
     Setting("sync.batch_events", 500, "Most events in one POST.", least=1, most=1000),
-    Setting(
-        "sync.batch_bytes", 2**20, "Most uncompressed payload bytes in one POST.", least=1024, most=2**26
-    ),
+    Setting("sync.batch_bytes", 2**20, "Most uncompressed payload bytes in one POST.", least=1024, most=2**26),
     Setting("sync.timeout_s", 30, "Total seconds that one POST may take.", least=1, most=600),
 )
 
@@ -91,9 +87,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> Config:
     except FileNotFoundError:
         text = ""
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(
-            path, "", f"cannot be read ({type(exc).__name__})", hint="check its permissions"
-        ) from exc
+        raise ConfigError(path, "", f"cannot be read ({type(exc).__name__})", hint="check its permissions") from exc
     return parse_config(text, environ, path)
 
 
@@ -139,9 +133,7 @@ def choose_value(
     table_name, key = setting.name.split(".")
     table = tables.get(table_name, {})
     if not isinstance(table, dict):
-        raise ConfigError(
-            path, table_name, "must be a table", hint=f"write [{table_name}] on a line of its own"
-        )
+        raise ConfigError(path, table_name, "must be a table", hint=f"write [{table_name}] on a line of its own")
     if key in table:
         return check_value(setting, table[key], path), "file"
     return setting.default, "default"
@@ -150,9 +142,7 @@ def choose_value(
 def parse_text(setting: Setting, text: str) -> int | str | bool:
     """An environment variable's text as the setting's type; what does not fit stays text and fails the check."""
     if isinstance(setting.default, bool):
-        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}.get(
-            text.lower(), text
-        )
+        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}.get(text.lower(), text)
     if isinstance(setting.default, int):
         return int(text) if text.isdecimal() else text
     return text
@@ -182,9 +172,7 @@ def reject_unknown_keys(tables: Mapping[str, Any], path: Path | None) -> None:
             continue
         for key in table:
             if f"{table_name}.{key}" not in known:
-                raise ConfigError(
-                    path, f"{table_name}.{key}", "no such setting", hint="see docs/configuration.md"
-                )
+                raise ConfigError(path, f"{table_name}.{key}", "no such setting", hint="see docs/configuration.md")
 
 
 def parse_destinations(rows: object, path: Path | None) -> tuple[Destination, ...]:
@@ -197,15 +185,11 @@ def parse_destinations(rows: object, path: Path | None) -> tuple[Destination, ..
         if not isinstance(row, dict) or not all(isinstance(value, str) for value in row.values()):
             raise ConfigError(path, where, "must be a table of texts", hint="name, url, key")
         if unknown := set(row) - {"name", "url", "key"}:
-            raise ConfigError(
-                path, f"{where}.{min(unknown)}", "no such setting", hint="known: name, url, key"
-            )
+            raise ConfigError(path, f"{where}.{min(unknown)}", "no such setting", hint="known: name, url, key")
         name = row.get("name", "default")
         if name in {other.name for other in found}:
             raise ConfigError(path, f"{where}.name", f"{name!r} is used twice", hint="give each its own name")
-        found.append(
-            Destination(name, check_url(row.get("url", ""), path, f"{where}.url"), row.get("key", ""))
-        )
+        found.append(Destination(name, check_url(row.get("url", ""), path, f"{where}.url"), row.get("key", "")))
     return tuple(found)
 
 
@@ -220,9 +204,7 @@ def check_url(url: str, path: Path | None, key: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_fits:
         raise ConfigError(path, key, "must be an http:// or https:// URL", hint=example)
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ConfigError(
-            path, key, "must hold no user, password, query or fragment", hint="put the key under 'key'"
-        )
+        raise ConfigError(path, key, "must hold no user, password, query or fragment", hint="put the key under 'key'")
     return url.rstrip("/")
 
 

@@ -1,0 +1,43 @@
+"""The `kmd` command: run the daemon in the foreground."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+import trio
+
+from kmd.config import load_config
+from kmd.daemon import run_daemon
+from kmd.errors import KilometersError
+from kmd.logs import configure_logs
+from kmd.paths import find_places
+
+
+@click.command(epilog="Example: kmd --home ~/km-test")
+@click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Keep everything under this folder.")
+@click.version_option(package_name="kilometers", prog_name="kmd")
+def main(home: Path | None) -> None:
+    """Take in what km captures, keep it, and sync it. Runs in the foreground until SIGTERM or Ctrl-C."""
+    try:
+        places = find_places(home, os.environ)
+        config = load_config(places.config_file, os.environ)
+        configure_logs(config.log_level)
+        trio.run(run_daemon, places, config, dict(os.environ))
+    except* KilometersError as group:
+        show(group)
+        sys.exit(1)
+
+
+def show(group: BaseExceptionGroup[KilometersError]) -> None:
+    """One line, and one with the next thing to do."""
+    exc: BaseException = group
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    click.echo(f"error: {exc}", err=True)
+    if isinstance(exc, KilometersError) and exc.hint:
+        click.echo(f"hint: {exc.hint}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""
+What kmctl may ask, as JSON lines on the control socket; docs/control-protocol.md is the contract.
+
+Each operation is an async generator of answer lines; the connection ends with it.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+import trio
+
+from kmd.errors import KilometersError
+from kmd.intake.sessions import LiveSession, Sessions
+from kmd.mcp.names import Stream
+from kmd.mcp.row import Row
+from kmd.outbox.outbox import Outbox
+from kmd.record import PROTOCOL
+from kmd.sync.destination import DestinationLoop, State
+from kmd.sync.fleet import Fleet
+from kmd.sync.plan import render_event
+
+REQUEST_MAX_BYTES = 64 << 10
+REQUEST_TIMEOUT_S = 10.0
+TAIL_MAX = 10_000
+TAIL_CHUNK = 500
+PROGRESS_S = 0.2
+"""How often `flush` tells how far it is, and how often it nudges a destination that backs off."""
+FLUSH_TIMEOUT_S = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the operations look at. `last_error` is the writer's, None while commits succeed."""
+
+    version: str
+    started_at: float
+    home: Path
+    config_file: Path
+    sqlite: str
+    outbox: Outbox
+    sessions: Sessions
+    fleet: Fleet
+    committed: "Announcer"
+    reload: Callable[[], Awaitable[None]]
+
+
+class Announcer:
+    """Tells of each commit: calls the listeners, wakes whoever waits for the next one."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[], None]] = []
+        self._event = trio.Event()
+
+    def announce(self) -> None:
+        for listener in self.listeners:
+            listener()
+        self._event.set()
+        self._event = trio.Event()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+class Request(msgspec.Struct):
+    """A request line; the fields that an operation does not use are ignored."""
+
+    op: str
+    timeout_s: float = FLUSH_TIMEOUT_S
+    limit: int = 20
+    follow: bool = False
+
+
+async def serve_kmctl(stream: trio.SocketStream, control: Control) -> None:
+    """Answer one request, then close. A client that goes away ends its operation."""
+    try:
+        async with stream:
+            request = await receive_request(stream)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel_when_gone, stream, nursery.cancel_scope)
+                async with aclosing(answer(request, control)) as lines:
+                    async for line in lines:
+                        await stream.send_all(msgspec.json.encode(line) + b"\n")
+                nursery.cancel_scope.cancel()
+    except* (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+
+
+async def receive_request(stream: trio.SocketStream) -> Request | KilometersError:
+    """The request, or what is wrong with it."""
+    data = bytearray()
+    with trio.move_on_after(REQUEST_TIMEOUT_S):
+        while b"\n" not in data and len(data) <= REQUEST_MAX_BYTES and (chunk := await stream.receive_some()):
+            data += chunk
+    try:
+        return msgspec.json.decode(data.split(b"\n")[0], type=Request)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return KilometersError("not a request", hint="is kmctl of the same version as kmd?")
+
+
+async def cancel_when_gone(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    """A client says no more after its request: the end of its stream means that it has left."""
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        while await stream.receive_some(1024):
+            pass
+    scope.cancel()
+
+
+async def answer(request: Request | KilometersError, control: Control) -> AsyncGenerator[dict[str, Any]]:
+    """The answer lines; a failure becomes an error line."""
+    try:
+        if isinstance(request, KilometersError):
+            raise request
+        match request.op:
+            case "status":
+                yield {"status": await read_status(control)}
+            case "flush":
+                async for line in flush(control, min(max(request.timeout_s, 0.0), 86400.0)):
+                    yield line
+            case "tail":
+                async for line in tail(control, min(max(request.limit, 0), TAIL_MAX), follow=request.follow):
+                    yield line
+            case "reload":
+                await control.reload()
+                yield {"done": True}
+            case _:
+                raise KilometersError("unknown request", hint="is kmctl of the same version as kmd?")
+    except KilometersError as exc:
+        yield {"error": {"message": str(exc), "hint": exc.hint}}
+
+
+async def read_status(control: Control) -> dict[str, Any]:
+    """The status object."""
+    outbox = control.outbox
+    totals = await trio.to_thread.run_sync(outbox.read_totals, control.fleet.lowest_cursor)
+    oldest_ns = totals.oldest_pending_at_ns
+    write_error = control.sessions.writer.last_error
+    return {
+        "daemon": {
+            "version": control.version,
+            "protocol": PROTOCOL,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - control.started_at, 3),
+            "home": str(control.home),
+            "config": str(control.config_file),
+            "sqlite": control.sqlite,
+        },
+        "outbox": {
+            "path": str(outbox.path),
+            "events": totals.events,
+            "bytes": totals.bytes,
+            "oldest_pending_age_s": None if oldest_ns is None else max(0.0, time.time() - oldest_ns / 1e9),
+            "first_seq": totals.first_seq,
+            "last_seq": totals.last_seq,
+            "gap_bytes": totals.gap_bytes,
+            "last_error": str(write_error) if write_error else None,
+        },
+        "sessions": [render_session(live) for live in control.sessions.live],
+        "destinations": [render_destination(loop) for loop in control.fleet.loops],
+    }
+
+
+def render_session(live: LiveSession) -> dict[str, Any]:
+    return {
+        "session": live.start.session,
+        "name": live.start.name,
+        "command": live.start.command,
+        "pid": live.start.pid,
+        "started_at": render_time(live.start.started_at_ns),
+        "events": live.events,
+        "bytes_to_server": live.bytes_seen.get(Stream.TO_SERVER, 0),
+        "bytes_to_client": live.bytes_seen.get(Stream.TO_CLIENT, 0),
+        "open_requests": live.conversation.open_requests if live.conversation else 0,
+        "gap_bytes": live.gap_bytes,
+    }
+
+
+def render_destination(loop: DestinationLoop) -> dict[str, Any]:
+    return {
+        "name": loop.destination.name,
+        "url": loop.destination.url,
+        "cursor": loop.cursor,
+        "settled": loop.settled,
+        "pending": loop.pending,
+        "quarantined": loop.quarantined,
+        "state": loop.state,
+        "last_error": loop.last_error or None,
+        "hint": loop.hint or None,
+        "next_attempt_s": loop.next_attempt_s,
+        "last_success_at": render_time(loop.last_success_at_ns),
+    }
+
+
+def render_time(at_ns: int | None) -> str | None:
+    """RFC 3339 in UTC."""
+    if at_ns is None:
+        return None
+    return datetime.fromtimestamp(at_ns / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+async def flush(control: Control, timeout_s: float) -> AsyncIterator[dict[str, Any]]:
+    """Send what was committed before the call, to every destination; ends when that is settled or cannot be."""
+    mark = control.outbox.last_seq
+    tries = {id(loop): loop.tries for loop in control.fleet.loops}
+    deadline = trio.current_time() + timeout_s
+    while True:
+        behind = [loop for loop in control.fleet.loops if loop.cursor < mark]
+        yield {"progress": [render_progress(loop, mark) for loop in control.fleet.loops]}
+        if not behind:
+            yield {"done": True}
+            return
+        stuck = [loop for loop in behind if loop.state is State.PAUSED and loop.tries > tries.get(id(loop), -1)]
+        if len(stuck) == len(behind) or trio.current_time() >= deadline:
+            yield {"done": False, "reasons": [explain(loop, mark) for loop in behind]}
+            return
+        for loop in behind:
+            if loop not in stuck and loop.state is not State.SENDING:
+                loop.nudge()
+        with trio.move_on_at(min(deadline, trio.current_time() + PROGRESS_S)):
+            await behind[0].wait_progress()
+        if behind[0].state is State.RETRYING:
+            await trio.sleep(min(PROGRESS_S, max(0.0, deadline - trio.current_time())))
+
+
+def render_progress(loop: DestinationLoop, mark: int) -> dict[str, Any]:
+    return {
+        "name": loop.destination.name,
+        "mark": mark,
+        "cursor": min(loop.cursor, mark),
+        "pending": max(0, mark - loop.cursor),
+        "state": loop.state,
+    }
+
+
+def explain(loop: DestinationLoop, mark: int) -> dict[str, Any]:
+    """Why a destination has not settled everything."""
+    return {
+        "name": loop.destination.name,
+        "pending": mark - loop.cursor,
+        "state": loop.state,
+        "error": loop.last_error or "it takes longer than the time given",
+        "hint": loop.hint or "try again with a longer --timeout; kmd goes on meanwhile",
+    }
+
+
+async def tail(control: Control, limit: int, *, follow: bool) -> AsyncIterator[dict[str, Any]]:
+    """The last *limit* events, then the new ones as they are committed."""
+    seq = max(0, control.outbox.last_seq - limit)
+    while True:
+        rows = await trio.to_thread.run_sync(control.outbox.read_events, seq, TAIL_CHUNK, REQUEST_MAX_BYTES * 64)
+        for row in rows:
+            seq = row.seq
+            yield {"event": render_tail_event(row)}
+        if rows:
+            continue
+        if not follow:
+            return
+        if control.outbox.last_seq <= seq:
+            await control.committed.wait()
+
+
+def render_tail_event(row: Row) -> dict[str, Any]:
+    event: dict[str, Any] = msgspec.to_builtins(render_event(row, with_payload=False))
+    return {"seq": row.seq, "server": row.session.name, **event}

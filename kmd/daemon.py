@@ -1,0 +1,133 @@
+"""kmd put together: lock, outbox, sockets, sync, signals. Nobody imports this but the entry point."""
+
+import fcntl
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+
+import pysqlite3
+import structlog
+import trio
+
+from kmd.config import Config, load_config
+from kmd.control import Announcer, Control, serve_kmctl
+from kmd.errors import DaemonRunning, KilometersError
+from kmd.intake.connection import serve_relay
+from kmd.intake.local_socket import is_own_peer, listen, make_private_dir
+from kmd.intake.sessions import Sessions
+from kmd.outbox.outbox import Outbox
+from kmd.outbox.writer import Writer
+from kmd.paths import Places
+from kmd.sync.destination import Sender
+from kmd.sync.fleet import Fleet
+
+ACCEPT_RETRY_S = 0.5
+"""Pause when no descriptor is free for a new connection."""
+
+log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def hold_lock(places: Places) -> Iterator[None]:
+    """Be the only kmd of this home. The kernel releases the lock when the process ends, however it ends."""
+    descriptor = os.open(places.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            pid = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+            who = f" (pid {pid})" if pid else ""
+            hint = "see 'kmctl status'; stop it first, or use another --home"
+            raise DaemonRunning(f"kmd is already running for {places.meeting_dir}{who}", hint=hint) from exc
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def run_daemon(places: Places, config: Config, environ: Mapping[str, str]) -> None:
+    """Run until SIGTERM or SIGINT. Raises KilometersError when it cannot start or go on."""
+    started_at = time.monotonic()
+    make_private_dir(places.meeting_dir)
+    make_private_dir(places.state_dir)
+    with hold_lock(places), Outbox(places.outbox_file) as outbox:
+        announcer = Announcer()
+        async with trio.open_nursery() as nursery:
+            release = version("kilometers")
+            sender = Sender(user_agent=f"kilometers/{release}", host=platform.node())
+            writer = Writer(outbox, announcer.announce)
+            fleet = Fleet(outbox, writer.one_at_a_time, sender, nursery)
+            announcer.listeners.append(fleet.notice)
+            sessions = Sessions(
+                outbox, writer, max_message_bytes=config.max_message_bytes, keep_payloads=config.keep_payloads
+            )
+            control = Control(
+                version=release,
+                started_at=started_at,
+                home=places.meeting_dir,
+                config_file=places.config_file,
+                sqlite=pysqlite3.sqlite_version,
+                outbox=outbox,
+                sessions=sessions,
+                fleet=fleet,
+                committed=announcer,
+                reload=partial(reload, places, environ, sessions, fleet),
+            )
+            intake_socket = listen(places.socket)
+            control_socket = listen(places.control_socket)
+            nursery.start_soon(writer.run)
+            await fleet.apply(config)
+            nursery.start_soon(accept_relays, intake_socket, sessions)
+            nursery.start_soon(accept_kmctl, control_socket, control)
+            log.info("kmd is ready", pid=os.getpid(), home=str(places.meeting_dir), version=release)
+            await wait_for_end(control)
+            places.socket.unlink(missing_ok=True)
+            places.control_socket.unlink(missing_ok=True)
+            nursery.cancel_scope.cancel()  # a commit that runs is finished; what is not acknowledged comes again
+        log.info("kmd has stopped", pid=os.getpid())
+
+
+async def wait_for_end(control: Control) -> None:
+    """Until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for signum in signals:
+            if signum != signal.SIGHUP:
+                return
+            try:
+                await control.reload()
+            except KilometersError as exc:
+                log.error("the configuration was not read again", error=str(exc), hint=exc.hint)  # noqa: TRY400
+
+
+async def reload(places: Places, environ: Mapping[str, str], sessions: Sessions, fleet: Fleet) -> None:
+    """Read the configuration again. Raises ConfigError; then nothing has changed."""
+    config = load_config(places.config_file, environ)
+    sessions.max_message_bytes = config.max_message_bytes
+    sessions.keep_payloads = config.keep_payloads
+    await fleet.apply(config)
+    log.info("configuration read", destinations=[destination.name for destination in config.destinations])
+
+
+async def accept_relays(listener: trio.SocketListener, sessions: Sessions) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            if is_own_peer(stream.socket):
+                await serve_relay(stream.socket, sessions)
+
+    await trio.serve_listeners(serve, [listener])
+
+
+async def accept_kmctl(listener: trio.SocketListener, control: Control) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        if is_own_peer(stream.socket):
+            await serve_kmctl(stream, control)
+        else:
+            await stream.aclose()
+
+    await trio.serve_listeners(serve, [listener])

@@ -1,0 +1,59 @@
+"""Which sessions are live, and the one place where a connection becomes a session."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from kmd.mcp.conversation import Conversation
+from kmd.mcp.names import Stream
+from kmd.mcp.row import SessionStart
+from kmd.outbox.outbox import KnownSession, Outbox
+from kmd.outbox.writer import Writer
+
+
+@dataclass(eq=False, slots=True)
+class LiveSession:
+    """A session whose relay is connected now; the counts are since it connected."""
+
+    start: SessionStart
+    events: int = 0
+    gap_bytes: int = 0
+    bytes_seen: dict[Stream, int] = field(default_factory=dict)
+    durable: dict[Stream, int] = field(default_factory=dict)
+    conversation: Conversation | None = None
+
+    def count(self, stream: Stream, length: int) -> None:
+        self.bytes_seen[stream] = self.bytes_seen.get(stream, 0) + length
+
+
+class Sessions:
+    """The live sessions by id. One connection per session: a second waits until the first has been drained."""
+
+    def __init__(self, outbox: Outbox, writer: Writer, *, max_message_bytes: int, keep_payloads: bool) -> None:
+        self.writer = writer
+        self.max_message_bytes = max_message_bytes
+        self.keep_payloads = keep_payloads
+        self._outbox = outbox
+        self._live: dict[str, LiveSession] = {}
+        self._locks: dict[str, trio.Lock] = {}
+
+    @property
+    def live(self) -> list[LiveSession]:
+        return list(self._live.values())
+
+    @asynccontextmanager
+    async def enter(self, start: SessionStart) -> AsyncIterator[tuple[LiveSession, KnownSession]]:
+        """A session for as long as its relay is connected, with what the outbox has of it already."""
+        lock = self._locks.setdefault(start.session, trio.Lock())
+        async with lock:
+            known = await trio.to_thread.run_sync(self._outbox.open_session, start, limiter=self.writer.one_at_a_time)
+            live = LiveSession(start, gap_bytes=known.gap_bytes)
+            self._live[start.session] = live
+            try:
+                yield live, known
+            finally:
+                del self._live[start.session]
+                if not lock.statistics().tasks_waiting:
+                    del self._locks[start.session]

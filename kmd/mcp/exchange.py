@@ -1,0 +1,134 @@
+"""
+Messages to exchanges: each answer gets its request's method and target, and how long it took.
+
+The two directions reach kmd through two pumps, so an answer may overtake its request by a moment. Such an
+answer is *parked* until its request comes, or until the other stream shows that none will. No clock here:
+times are those of the messages.
+"""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import msgspec
+
+from kmd.mcp.message import Message
+from kmd.mcp.names import Kind, Outcome, Stream
+
+OPEN_MAX = 10_000
+"""Requests that may wait for an answer; beyond it the oldest is given up, as its session is ill anyway."""
+PARKED_MAX = 64
+"""Answers that may wait for their request; beyond it the oldest goes on unpaired."""
+
+ANSWERS = (Kind.RESPONSE, Kind.ERROR)
+PROBE_METHOD = "server/discover"
+
+
+class OpenRequest(NamedTuple):
+    """What an answer needs of its request."""
+
+    method: str | None
+    target: str | None
+    at_ns: int
+
+
+class Exchanges:
+    """Pairs the answers of one session. Ids compare as raw JSON text, per direction: `1` is not `"1"`."""
+
+    __slots__ = ("_open", "_parked")
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[tuple[Stream, str], OpenRequest] = OrderedDict()
+        self._parked: list[Message] = []
+
+    @property
+    def open_count(self) -> int:
+        """Requests without an answer so far."""
+        return len(self._open)
+
+    @property
+    def has_parked(self) -> bool:
+        """Whether answers wait for their request; then `release` must be called when nothing more comes."""
+        return bool(self._parked)
+
+    def parked_offset(self, stream: Stream) -> int | None:
+        """Where the first parked answer of *stream* begins: nothing from there on is settled."""
+        return min((message.offset for message in self._parked if message.stream is stream), default=None)
+
+    def observe(self, message: Message) -> list[Message]:
+        """The messages that are complete now that *message* has come, in order; often just that one."""
+        if not self._parked:
+            if message.kind in ANSWERS:
+                return self._answer(message)
+            if message.kind is Kind.REQUEST:
+                self._register(message)
+            return [message]
+        return [*self._release_overtaken(message), *self._observe_parked(message)]
+
+    def release(self) -> list[Message]:
+        """Give up waiting: hand out what is parked, unpaired."""
+        parked, self._parked = self._parked, []
+        return parked
+
+    def restore(self, message: Message) -> None:
+        """Take up a message that was handed out before kmd restarted: opens a request or closes it."""
+        if message.kind is Kind.REQUEST:
+            self._register(message)
+        elif message.kind in ANSWERS and message.rpc_id is not None:
+            self._open.pop((message.stream.opposite, message.rpc_id), None)
+
+    def _observe_parked(self, message: Message) -> list[Message]:
+        if message.kind in ANSWERS:
+            return self._answer(message)
+        if message.kind is not Kind.REQUEST:
+            return [message]
+        self._register(message)
+        ready = [message]
+        for answer in [parked for parked in self._parked if is_answer(parked, message)]:
+            self._parked.remove(answer)
+            ready += self._answer(answer)
+        return ready
+
+    def _release_overtaken(self, message: Message) -> list[Message]:
+        """Answers to *message*'s stream that are older than it: had they a request, it would have come."""
+        overtaken = [
+            parked for parked in self._parked if parked.stream is not message.stream and parked.at_ns < message.at_ns
+        ]
+        for parked in overtaken:
+            self._parked.remove(parked)
+        return overtaken
+
+    def _register(self, message: Message) -> None:
+        if message.rpc_id is None or message.rpc_id == "null":
+            return
+        self._open[message.stream, message.rpc_id] = OpenRequest(message.method, message.target, message.at_ns)
+        self._open.move_to_end((message.stream, message.rpc_id))
+        if len(self._open) > OPEN_MAX:
+            self._open.popitem(last=False)
+
+    def _answer(self, message: Message) -> list[Message]:
+        if message.rpc_id is None or message.rpc_id == "null":
+            return [message]
+        request = self._open.pop((message.stream.opposite, message.rpc_id), None)
+        if request is not None:
+            return [pair(request, message)]
+        self._parked.append(message)
+        return [self._parked.pop(0)] if len(self._parked) > PARKED_MAX else []
+
+
+def is_answer(answer: Message, request: Message) -> bool:
+    """Whether *answer* belongs to *request*, which came after it."""
+    return answer.stream is not request.stream and answer.rpc_id == request.rpc_id
+
+
+def pair(request: OpenRequest, answer: Message) -> Message:
+    """The answer with its request's names and the time between the two."""
+    outcome = answer.outcome
+    if outcome is Outcome.RPC_ERROR and request.method == PROBE_METHOD:
+        outcome = Outcome.PROBE
+    return msgspec.structs.replace(
+        answer,
+        method=request.method,
+        target=request.target,
+        took_ns=max(0, answer.at_ns - request.at_ns),
+        outcome=outcome,
+    )

@@ -1,0 +1,24 @@
+"""A message with its session and its place in the outbox: what status, tail and sync read."""
+
+import msgspec
+
+from kmd.mcp.message import Message
+
+
+class SessionStart(msgspec.Struct, frozen=True):
+    """What a relay says of its session when it begins. `command` is the program's file name; no arguments."""
+
+    session: str
+    name: str
+    command: str
+    pid: int
+    started_at_ns: int
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """seq: the order of commits, which never repeats."""
+
+    seq: int
+    session: SessionStart
+    ended_at_ns: int | None
+    message: Message

@@ -1,0 +1,137 @@
+"""
+Opening the outbox file: the SQLite that may open it, its pragmas, its schema.
+
+sqlite-utils makes and migrates the schema; each migration and its record share one transaction.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pysqlite3
+from sqlite_utils import Database
+from sqlite_utils.migrations import Migrations
+
+from kmd.errors import OutboxCorrupt, OutboxError, OutboxFull
+
+APPLICATION_ID = 0x4B4D4F42
+"""'KMOB': `file` and SQLite's own tools then say what this database is."""
+BUSY_TIMEOUT_MS = 5000
+WAL_CHECKPOINT_PAGES = 4096
+"""16 MiB of log before SQLite folds it into the file."""
+JOURNAL_MAX_BYTES = 8 << 20
+SAFE_FROM = (3, 51, 3)
+SAFE_BACKPORTS = (((3, 50, 7), (3, 51)), ((3, 44, 6), (3, 45)))
+"""First release without the WAL-reset bug, and the half-open ranges of its two backports."""
+
+migrations = Migrations("outbox")
+
+
+@migrations()
+def m0001_events(db: Database) -> None:
+    """Sessions, how far their streams are durable, events in the order they were committed, destinations."""
+    for statement in SCHEMA_0001.split(";"):
+        db.execute(statement)
+
+
+SCHEMA_0001 = """
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY, session TEXT NOT NULL UNIQUE, name TEXT NOT NULL, command TEXT NOT NULL,
+    pid INTEGER NOT NULL, started_at_ns INTEGER NOT NULL, ended_at_ns INTEGER, closed_first TEXT,
+    gap_bytes INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE TABLE streams (
+    session_id INTEGER NOT NULL REFERENCES sessions, stream TEXT NOT NULL, durable INTEGER NOT NULL,
+    PRIMARY KEY (session_id, stream)) STRICT, WITHOUT ROWID;
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, session_id INTEGER NOT NULL REFERENCES sessions,
+    stream TEXT NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, at_ns INTEGER NOT NULL,
+    kind TEXT NOT NULL, method TEXT, target TEXT, rpc_id TEXT, size_bytes INTEGER NOT NULL,
+    took_ns INTEGER, outcome TEXT, error_code INTEGER, sha256 TEXT, payload BLOB,
+    UNIQUE (session_id, stream, offset, idx)) STRICT;
+CREATE TABLE destinations (
+    name TEXT PRIMARY KEY, cursor INTEGER NOT NULL, settled INTEGER NOT NULL,
+    last_success_at_ns INTEGER) STRICT, WITHOUT ROWID;
+CREATE TABLE quarantine (
+    destination TEXT NOT NULL, seq INTEGER NOT NULL, reason TEXT NOT NULL, at_ns INTEGER NOT NULL,
+    PRIMARY KEY (destination, seq)) STRICT, WITHOUT ROWID
+"""
+
+
+def open_database(path: Path) -> tuple[Any, Any]:
+    """
+    Open the outbox at *path*, made and migrated as needed: (writing connection, reading connection).
+
+    Raises OutboxError (unsafe SQLite, a newer schema, no permission) or OutboxCorrupt.
+    """
+    check_sqlite(pysqlite3.sqlite_version_info)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        writer = connect(path)
+        migrate(writer, path)
+        reader = connect(path)
+        reader.execute("PRAGMA query_only = ON")
+    except pysqlite3.Error as exc:
+        raise translate(exc) from exc
+    except OSError as exc:
+        raise OutboxError(f"{path}: cannot be opened ({exc.strerror})", hint="check its folder's owner") from exc
+    return writer, reader
+
+
+def connect(path: Path) -> Any:
+    """A connection with the outbox's pragmas; transactions are begun by hand."""
+    connection = pysqlite3.connect(str(path), isolation_level=None, check_same_thread=False)
+    for pragma in (
+        f"busy_timeout = {BUSY_TIMEOUT_MS}",
+        "auto_vacuum = INCREMENTAL",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "fullfsync = ON",
+        "checkpoint_fullfsync = ON",
+        f"wal_autocheckpoint = {WAL_CHECKPOINT_PAGES}",
+        f"journal_size_limit = {JOURNAL_MAX_BYTES}",
+        "mmap_size = 0",
+        "cell_size_check = ON",
+        "trusted_schema = OFF",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def migrate(connection: Any, path: Path) -> None:
+    """Bring the schema up to date. Raises OutboxError when a newer kmd has been at the file, or another program."""
+    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if application_id != APPLICATION_ID and tables:
+        raise OutboxError(f"{path}: is no outbox", hint="move it away; kmd makes a new one")
+    database = Database(connection, execute_plugins=False)
+    pending = migrations.pending(database)
+    if {applied.name for applied in migrations.applied(database)} - ALL_MIGRATIONS:
+        raise OutboxError(f"{path}: was written by a newer kmd", hint="upgrade Kilometers, or use another --home")
+    if pending:
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        migrations.apply(database)
+
+
+ALL_MIGRATIONS = {"m0001_events"}
+
+
+def check_sqlite(version: tuple[int, ...]) -> None:
+    """Refuse a SQLite that can lose committed transactions (the WAL-reset bug, 3.7.0 to 3.51.2)."""
+    if version >= SAFE_FROM or any(low <= version < high for low, high in SAFE_BACKPORTS):
+        return
+    shown = ".".join(map(str, version))
+    raise OutboxError(
+        f"SQLite {shown} has the WAL-reset bug and may lose data", hint="install pysqlite3 0.6.1 or newer"
+    )
+
+
+def translate(exc: Exception) -> OutboxError:
+    """What an SQLite error means for the caller. The text of SQLite's message holds no data."""
+    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+    if code in (pysqlite3.SQLITE_FULL, pysqlite3.SQLITE_IOERR):
+        return OutboxFull(f"the outbox cannot be written: {exc}", hint="free some disk space")
+    if code in (pysqlite3.SQLITE_CORRUPT, pysqlite3.SQLITE_NOTADB):
+        hint = "move outbox.db and its -wal away; kmd makes a new one"
+        return OutboxCorrupt(f"the outbox is damaged: {exc}", hint=hint)
+    return OutboxError(f"the outbox cannot be used: {exc}", hint="is another program at the file?")

@@ -1,0 +1,279 @@
+"""
+The outbox: everything kmd knows, in one SQLite file.
+
+`commit` is the only place that takes in messages: one transaction stores the messages of many sessions
+together with how far each of their streams is durable, so an acknowledgement sent afterwards is always true.
+Nothing here is async; kmd calls the writing half on one thread at a time and the reading half on another.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pysqlite3
+
+from kmd.mcp.message import Message
+from kmd.mcp.names import Kind, Outcome, Stream
+from kmd.mcp.row import Row, SessionStart
+from kmd.outbox.database import open_database, translate
+
+INSERT_EVENT = """
+INSERT OR IGNORE INTO events (session_id, stream, offset, idx, at_ns, kind, method, target, rpc_id, size_bytes,
+    took_ns, outcome, error_code, sha256, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+UPSERT_STREAM = """
+INSERT INTO streams (session_id, stream, durable) VALUES (?, ?, ?)
+ON CONFLICT DO UPDATE SET durable = max(durable, excluded.durable)"""
+SELECT_EVENTS = """
+SELECT e.seq, s.session, s.name, s.command, s.started_at_ns, s.ended_at_ns, e.stream, e.offset, e.idx, e.at_ns,
+    e.kind, e.method, e.target, e.rpc_id, e.size_bytes, e.took_ns, e.outcome, e.error_code, e.sha256, e.payload
+FROM events e JOIN sessions s ON s.id = e.session_id"""
+RESTORE_MESSAGES = 2000
+"""How many of a session's last messages are looked through for open requests after a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What one connection has to commit: messages, and how far each stream is durable once they are."""
+
+    session_id: int
+    messages: Sequence[Message]
+    durable: Mapping[Stream, int]
+    gap_bytes: int = 0
+    ended_at_ns: int | None = None
+    closed_first: str | None = None
+    keep_payloads: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSession:
+    """A session as the outbox has it. recent: its last messages, oldest first, without their payloads."""
+
+    session_id: int
+    durable: dict[Stream, int]
+    gap_bytes: int
+    recent: list[Message] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sizes for status. oldest_pending_at_ns: when the oldest event above the lowest cursor was observed."""
+
+    first_seq: int
+    last_seq: int
+    bytes: int
+    gap_bytes: int
+    oldest_pending_at_ns: int | None
+
+    @property
+    def events(self) -> int:
+        return self.last_seq - self.first_seq + 1 if self.last_seq else 0
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationRow:
+    """What the outbox remembers of a destination. settled: events that it has taken over time."""
+
+    cursor: int
+    settled: int
+    quarantined: int
+    last_success_at_ns: int | None
+
+
+class Outbox:
+    """An open outbox. A context manager; raises the errors of kmd.errors, never SQLite's own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer, self._reader = open_database(path)
+        self.last_seq = self._scalar("SELECT coalesce(max(seq), 0) FROM events")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.close()
+        self._writer.close()
+
+    # The writing half: one caller at a time.
+
+    def open_session(self, start: SessionStart) -> KnownSession:
+        """Find or make a session; a relay that connects again goes on where its streams are durable."""
+        with self._transaction() as db:
+            row = (start.session, start.name, start.command, start.pid, start.started_at_ns)
+            db.execute(
+                "INSERT OR IGNORE INTO sessions (session, name, command, pid, started_at_ns) VALUES (?, ?, ?, ?, ?)",
+                row,
+            )
+            db.execute("UPDATE sessions SET ended_at_ns = NULL WHERE session = ?", (start.session,))
+            query = "SELECT id, gap_bytes FROM sessions WHERE session = ?"
+            session_id, gap_bytes = db.execute(query, (start.session,)).fetchone()
+            query = "SELECT stream, durable FROM streams WHERE session_id = ?"
+            durable = {Stream(stream): offset for stream, offset in db.execute(query, (session_id,))}
+        recent = self._recent_messages(start.session) if durable else []
+        return KnownSession(session_id, durable, gap_bytes, recent)
+
+    def commit(self, intakes: Iterable[Intake]) -> None:
+        """Store all of *intakes* in one transaction; what is there already stays as it is."""
+        with self._transaction() as db:
+            for intake in intakes:
+                rows = [render_row(intake, message) for message in intake.messages]
+                db.executemany(INSERT_EVENT, rows)
+                streams = [(intake.session_id, stream, offset) for stream, offset in intake.durable.items()]
+                db.executemany(UPSERT_STREAM, streams)
+                if intake.gap_bytes or intake.ended_at_ns is not None:
+                    db.execute(
+                        "UPDATE sessions SET gap_bytes = max(gap_bytes, ?), ended_at_ns = coalesce(?, ended_at_ns),"
+                        " closed_first = coalesce(?, closed_first) WHERE id = ?",
+                        (intake.gap_bytes, intake.ended_at_ns, intake.closed_first, intake.session_id),
+                    )
+            last_seq = db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
+        self.last_seq = last_seq
+
+    def open_destination(self, name: str) -> DestinationRow:
+        """Find or make a destination; a new one starts at the beginning of what is kept."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO destinations VALUES (?, 0, 0, NULL)", (name,))
+        return self.read_destination(name)
+
+    def settle(self, name: str, seqs: Sequence[int], refused: Mapping[int, str], now_ns: int) -> None:
+        """Move a destination's cursor over *seqs* (ascending); *refused* of them go to quarantine with a reason."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?)",
+                [(name, seq, reason, now_ns) for seq, reason in refused.items()],
+            )
+            db.execute(
+                "UPDATE destinations SET cursor = max(cursor, ?), settled = settled + ?, last_success_at_ns = ?"
+                " WHERE name = ?",
+                (seqs[-1], len(seqs) - len(refused), now_ns, name),
+            )
+
+    # The reading half: its own connection, never waits for a commit.
+
+    def read_events(self, after_seq: int, limit: int, max_payload_bytes: int = 1 << 62) -> list[Row]:
+        """The next events above *after_seq*, at most *limit*; at least one, then up to the payload bound."""
+        rows: list[Row] = []
+        payload_bytes = 0
+        cursor = self._read(f"{SELECT_EVENTS} WHERE e.seq > ? ORDER BY e.seq LIMIT ?", (after_seq, limit))
+        for values in cursor:
+            row = parse_row(values)
+            payload_bytes += len(row.message.payload or b"")
+            if rows and payload_bytes > max_payload_bytes:
+                break
+            rows.append(row)
+        cursor.close()
+        return rows
+
+    def read_destination(self, name: str) -> DestinationRow:
+        query = "SELECT cursor, settled, last_success_at_ns FROM destinations WHERE name = ?"
+        cursor, settled, last_success_at_ns = self._read(query, (name,)).fetchone()
+        query = "SELECT count(*) FROM quarantine WHERE destination = ?"
+        return DestinationRow(cursor, settled, self._read(query, (name,)).fetchone()[0], last_success_at_ns)
+
+    def read_totals(self, lowest_cursor: int) -> Totals:
+        """Sizes of the outbox; *lowest_cursor* is the one of the destination that is furthest behind."""
+        first, last = self._read("SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM events").fetchone()
+        query = "SELECT at_ns FROM events WHERE seq > ? ORDER BY seq LIMIT 1"
+        oldest = self._read(query, (lowest_cursor,)).fetchone()
+        pages = self._scalar("PRAGMA page_count") - self._scalar("PRAGMA freelist_count")
+        used = pages * self._scalar("PRAGMA page_size")
+        gap_bytes = self._scalar("SELECT coalesce(sum(gap_bytes), 0) FROM sessions")
+        return Totals(first, last, used, gap_bytes, oldest[0] if oldest else None)
+
+    def _recent_messages(self, session: str) -> list[Message]:
+        query = f"{SELECT_EVENTS} WHERE s.session = ? ORDER BY e.seq DESC LIMIT ?"
+        rows = [parse_row((*v[:-1], None)) for v in self._writer.execute(query, (session, RESTORE_MESSAGES))]
+        return [row.message for row in reversed(rows)]
+
+    def _read(self, query: str, values: tuple[object, ...] = ()) -> Any:
+        try:
+            return self._reader.execute(query, values)
+        except pysqlite3.Error as exc:
+            raise translate(exc) from exc
+
+    def _scalar(self, query: str) -> int:
+        number: int = self._read(query).fetchone()[0]
+        return number
+
+    def _transaction(self) -> "_Transaction":
+        return _Transaction(self._writer)
+
+
+class _Transaction:
+    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK and the error in our own words."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> Any:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except pysqlite3.Error as exc:
+            raise translate(exc) from exc
+        return self._connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        failed: BaseException | None = exc
+        if failed is None:
+            try:
+                self._connection.execute("COMMIT")
+            except pysqlite3.Error as error:
+                failed = error
+        if failed is not None and self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        if isinstance(failed, pysqlite3.Error):
+            raise translate(failed) from failed
+
+
+def render_row(intake: Intake, m: Message) -> tuple[object, ...]:
+    """The values of INSERT_EVENT."""
+    return (
+        intake.session_id,
+        m.stream,
+        m.offset,
+        m.index,
+        m.at_ns,
+        m.kind,
+        m.method,
+        m.target,
+        m.rpc_id,
+        m.size_bytes,
+        m.took_ns,
+        m.outcome,
+        m.error_code,
+        m.sha256,
+        m.payload if intake.keep_payloads else None,
+    )
+
+
+def parse_row(values: Sequence[Any]) -> Row:
+    """A row of SELECT_EVENTS."""
+    seq, session, name, command, started_at_ns, ended_at_ns, *of_message = values
+    stream, offset, index, at_ns, kind, method, target, rpc_id, size, took, outcome, code, sha256, payload = of_message
+    return Row(
+        seq=seq,
+        session=SessionStart(session, name, command, 0, started_at_ns),
+        ended_at_ns=ended_at_ns,
+        message=Message(
+            stream=Stream(stream),
+            offset=offset,
+            index=index,
+            at_ns=at_ns,
+            kind=Kind(kind),
+            method=method,
+            target=target,
+            rpc_id=rpc_id,
+            size_bytes=size,
+            took_ns=took,
+            outcome=Outcome(outcome) if outcome else None,
+            error_code=code,
+            sha256=sha256,
+            payload=payload,
+        ),
+    )

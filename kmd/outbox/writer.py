@@ -1,0 +1,80 @@
+"""Group commit: everything that waits becomes one transaction, and its waiters go on once COMMIT has returned."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from kmd.errors import OutboxCorrupt, OutboxError
+from kmd.outbox.outbox import Intake, Outbox
+
+GROUP_MAX = 256
+"""Connections whose intakes share a commit; each brings at most one at a time."""
+RETRY_S = 1.0
+"""Pause after a commit that failed. Nothing is acknowledged meanwhile, so relays hold what they have."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Pending:
+    """An intake and the event that tells its connection that it is durable."""
+
+    intake: Intake
+    durable: trio.Event = field(default_factory=trio.Event)
+
+
+class Writer:
+    """
+    The one door for commits.
+
+    `committed` is called after each commit, on the trio thread. `last_error` is what the latest commit
+    failed with, None when it succeeded.
+    """
+
+    def __init__(self, outbox: Outbox, committed: Callable[[], None]) -> None:
+        self._outbox = outbox
+        self._committed = committed
+        self._send, self._receive = trio.open_memory_channel[Pending](0)
+        self.one_at_a_time = trio.CapacityLimiter(1)
+        self.last_error: OutboxError | None = None
+
+    async def commit(self, intake: Intake) -> None:
+        """Returns when *intake* is durable."""
+        pending = Pending(intake)
+        await self._send.send(pending)
+        await pending.durable.wait()
+
+    async def run(self) -> None:
+        """Commit groups for ever. Raises OutboxCorrupt: then there is nothing to write to any more."""
+        async for first in self._receive:
+            group = [first, *self._drain(GROUP_MAX - 1)]
+            await self._commit_group([pending.intake for pending in group])
+            for pending in group:
+                pending.durable.set()
+            self._committed()
+
+    async def _commit_group(self, intakes: list[Intake]) -> None:
+        while True:
+            try:
+                await trio.to_thread.run_sync(self._outbox.commit, intakes, limiter=self.one_at_a_time)
+            except OutboxCorrupt:
+                raise
+            except OutboxError as exc:
+                if self.last_error is None:
+                    log.error("commit failed, trying again", error=str(exc), hint=exc.hint)  # noqa: TRY400
+                self.last_error = exc
+                await trio.sleep(RETRY_S)
+            else:
+                self.last_error = None
+                return
+
+    def _drain(self, limit: int) -> list[Pending]:
+        waiting: list[Pending] = []
+        while len(waiting) < limit:
+            try:
+                waiting.append(self._receive.receive_nowait())
+            except trio.WouldBlock:
+                break
+        return waiting

@@ -1,0 +1,250 @@
+"""
+`km`: become the MCP server, with a relay beside it.
+
+The process that the client started makes two pipes, forks the relay away (twice, so that it is nobody's
+child), puts the pipes' ends in place of its own stdin and stdout and turns into the server. Whatever the
+client then sees of the process is the server itself. Until `execve` nothing is imported beyond what a bare
+interpreter has loaded, because every millisecond here delays the server.
+
+Run it as the console script `km` or, quicker, as `python -I -S launch.py`.
+"""
+
+import _signal
+import os
+import sys
+
+USAGE = """\
+usage: km [--home DIR] [--name NAME] [--] COMMAND [ARG ...]
+
+Start an MCP server and capture what goes through it. The server does not notice.
+
+  --name NAME   what to call this server in status and statistics (default: COMMAND's file name)
+  --home DIR    where kmd lives, if it was started with --home (default: KM_HOME, else ~/.kilometers)
+  --version     print the version
+  --help        print this
+
+In an MCP client's configuration, put km in front of the command:
+  {"command": "km", "args": ["--name", "time", "--", "mcp-server-time"]}
+"""
+
+EX_USAGE, EX_CANNOT_EXECUTE, EX_NOT_FOUND = 2, 126, 127
+DEFAULT_PATH = b"/usr/local/bin:/usr/bin:/bin"
+COERCED_LOCALES = (b"C.UTF-8", b"C.utf8", b"UTF-8")
+
+
+class Plan:
+    """What the command line asks for. name: None means the command's file name."""
+
+    __slots__ = ("command", "home", "name")
+
+    def __init__(self) -> None:
+        self.home: str | None = None
+        self.name: str | None = None
+        self.command: list[str] = []
+
+
+def parse_args(args: list[str]) -> Plan:
+    """Read km's own options up to the first other word. Raises ValueError with one sentence for the user."""
+    plan = Plan()
+    rest = list(args)
+    while rest and rest[0].startswith("-"):
+        option, equals, value = rest.pop(0).partition("=")
+        if option == "--" and not equals:
+            break
+        if option not in ("--name", "--home"):
+            raise ValueError(f"unknown option {option}")
+        if not equals:
+            if not rest:
+                raise ValueError(f"{option} needs a value")
+            value = rest.pop(0)
+        if not value:
+            raise ValueError(f"{option} needs a value")
+        setattr(plan, option[2:], value)
+    if not rest or not rest[0]:
+        raise ValueError("which server? give its command")
+    plan.command = rest
+    return plan
+
+
+def main() -> None:
+    """The `km` command. Never returns: it becomes the server, or exits 0, 2, 126 or 127."""
+    args = sys.argv[1:]
+    if args[:1] in (["--help"], ["-h"]):
+        sys.stdout.write(USAGE)
+        raise SystemExit(0)
+    if args[:1] == ["--version"]:
+        print_version()
+        raise SystemExit(0)
+    try:
+        plan = parse_args(args)
+    except ValueError as exc:
+        fail(EX_USAGE, f"{exc} (try 'km --help')")
+    restore_signals()
+    environ = original_environ()
+    ends = fork_relay(plan) if both_open() else None
+    if ends is not None:
+        for end, target in zip(ends, (0, 1), strict=True):
+            os.dup2(end, target)
+            os.close(end)
+    become(plan.command, environ)
+
+
+def both_open() -> bool:
+    """Whether stdin and stdout are there at all; a server that was started without them gets no relay."""
+    try:
+        os.fstat(0)
+        os.fstat(1)
+    except OSError:
+        return False
+    return True
+
+
+def restore_signals() -> None:
+    """Undo what the interpreter did to signals, so that the server starts with the defaults."""
+    for signum in (_signal.SIGPIPE, getattr(_signal, "SIGXFSZ", None), _signal.SIGINT):
+        if signum is None:
+            continue
+        handler = _signal.getsignal(signum)
+        if signum != _signal.SIGINT or handler is _signal.default_int_handler:
+            _signal.signal(signum, _signal.SIG_DFL)
+
+
+def original_environ() -> dict[bytes, bytes]:
+    """The environment that the client passed, without what the interpreter's start added to it."""
+    try:
+        descriptor = os.open("/proc/self/environ", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        environ = dict(os.environb)
+        if environ.get(b"LC_CTYPE") in COERCED_LOCALES and not environ.keys() & {b"LANG", b"LC_ALL"}:
+            del environ[b"LC_CTYPE"]  # PEP 538 puts it there when the locale is C
+        return environ
+    parts = []
+    while part := os.read(descriptor, 1 << 20):
+        parts.append(part)
+    os.close(descriptor)
+    pairs = (entry.partition(b"=") for entry in b"".join(parts).split(b"\0") if entry)
+    return {key: value for key, equals, value in pairs if key and equals}
+
+
+def open_channel(like: int, server_reads: bool) -> tuple[int, int]:  # noqa: FBT001
+    """
+    A pipe, or a socketpair where descriptor *like* is a socket: (the server's end, the relay's end).
+
+    Node gives its children sockets, and a server that asks what it was given must get the same answer.
+    """
+    if (os.fstat(like).st_mode & 0o170000) == 0o140000:
+        from _socket import socketpair  # noqa: PLC0415 - only these clients pay for it
+
+        server_end, relay_end = socketpair()
+        return server_end.detach(), relay_end.detach()
+    read_end, write_end = os.pipe()
+    return (read_end, write_end) if server_reads else (write_end, read_end)
+
+
+def fork_relay(plan: Plan) -> tuple[int, int] | None:
+    """
+    Start the relay; returns the server's new stdin and stdout. None when it cannot be started: the server then
+    keeps the client's own descriptors, and only the capture is missing.
+    """
+    server_pid = os.getpid()
+    ends: list[int] = []
+    try:
+        ends += open_channel(0, server_reads=True)
+        ends += open_channel(1, server_reads=False)
+        child = os.fork()
+    except OSError:
+        for end in ends:
+            os.close(end)
+        return None
+    server_in, relay_out, server_out, relay_in = ends
+    if child == 0:
+        os.close(server_in)
+        os.close(server_out)
+        run_relay(plan, server_pid, relay_in, relay_out)
+    os.close(relay_in)
+    os.close(relay_out)
+    try:
+        _, status = os.waitpid(child, 0)
+    except ChildProcessError:
+        status = 0  # SIGCHLD is ignored here, as the client wished: the kernel has reaped it
+    if status != 0:
+        os.close(server_in)
+        os.close(server_out)
+        return None
+    return server_in, server_out
+
+
+def run_relay(plan: Plan, server_pid: int, relay_in: int, relay_out: int) -> None:
+    """In the child: leave the client's session, fork the relay proper, run it. Never returns."""
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+    except BaseException:  # noqa: BLE001 - whatever it is, the server must start
+        os._exit(1)
+    try:
+        sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+        from kmd.shim.relay import run  # noqa: PLC0415 - after the fork: the server does not wait for it
+
+        run(plan.command, plan.name, plan.home, server_pid, relay_in, relay_out)
+    finally:
+        os._exit(0)
+
+
+def become(command: list[str], environ: dict[bytes, bytes]) -> None:
+    """
+    Turn into *command*, looked up on the server's PATH as execvp(3) does. Never returns.
+
+    Exits 127 when there is no such command and 126 when it cannot be executed, as a shell would.
+    """
+    name = os.fsencode(command[0])
+    argv = [os.fsencode(word) for word in command]
+    if b"/" in name:
+        candidates = [name]
+    else:
+        folders = environ.get(b"PATH", DEFAULT_PATH).split(b":")
+        candidates = [(folder or b".") + b"/" + name for folder in folders]
+    denied = False
+    for path in candidates:
+        try:
+            os.execve(path, argv, environ)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError:
+            denied = True
+        except OSError as exc:
+            if exc.errno == 8:  # ENOEXEC: a script without '#!', which execvp(3) hands to the shell
+                os.execve(b"/bin/sh", [b"/bin/sh", path, *argv[1:]], environ)
+            fail(EX_CANNOT_EXECUTE, f"cannot execute {command[0]!r}: {exc.strerror}")
+        except ValueError:
+            fail(EX_CANNOT_EXECUTE, "cannot execute: the command or environment holds a NUL character")
+    if denied:
+        fail(EX_CANNOT_EXECUTE, f"cannot execute {command[0]!r}: permission denied (is it executable?)")
+    fail(
+        EX_NOT_FOUND,
+        f"command not found: {command[0]!r} (check the spelling and PATH, or give its full path)",
+    )
+
+
+def print_version() -> None:
+    """Print the installed version; the only place where km may take its time."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+    try:
+        sys.stdout.write(f"km {version('kilometers')}\n")
+    except PackageNotFoundError:
+        sys.stdout.write("km (not installed as a package)\n")
+
+
+def fail(status: int, message: str) -> None:
+    """One line on stderr, then exit with *status*."""
+    text = f"km: {message}\n".encode("utf-8", "surrogateescape")
+    try:
+        os.write(2, text)
+    except OSError:
+        pass
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

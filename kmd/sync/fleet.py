@@ -1,0 +1,53 @@
+"""All destinations: started from the configuration, started anew when it changes, asked together."""
+
+import trio
+
+from kmd.config import Config
+from kmd.outbox.outbox import Outbox
+from kmd.sync.destination import DestinationLoop, Sender
+
+
+class Fleet:
+    """The destination loops that run now."""
+
+    def __init__(
+        self, outbox: Outbox, writer_limiter: trio.CapacityLimiter, sender: Sender, nursery: trio.Nursery
+    ) -> None:
+        self._outbox = outbox
+        self._writer_limiter = writer_limiter
+        self._sender = sender
+        self._nursery = nursery
+        self._running: dict[str, tuple[DestinationLoop, trio.CancelScope]] = {}
+
+    @property
+    def loops(self) -> list[DestinationLoop]:
+        return [loop for loop, _ in self._running.values()]
+
+    @property
+    def lowest_cursor(self) -> int:
+        """The cursor of the destination that is furthest behind; the last event when there is no destination."""
+        return min((loop.cursor for loop in self.loops), default=self._outbox.last_seq)
+
+    async def apply(self, config: Config) -> None:
+        """Run exactly the destinations of *config*. One that is new starts with the oldest event that is kept."""
+        for _, scope in self._running.values():
+            scope.cancel()
+        self._running.clear()
+        for destination in config.destinations:
+            row = await trio.to_thread.run_sync(
+                self._outbox.open_destination, destination.name, limiter=self._writer_limiter
+            )
+            loop = DestinationLoop(destination, config, self._outbox, row, self._writer_limiter, self._sender)
+            scope = trio.CancelScope()
+            self._running[destination.name] = loop, scope
+            self._nursery.start_soon(run_within, scope, loop)
+
+    def notice(self) -> None:
+        """New events were committed."""
+        for loop in self.loops:
+            loop.notice()
+
+
+async def run_within(scope: trio.CancelScope, loop: DestinationLoop) -> None:
+    with scope:
+        await loop.run()

@@ -1,0 +1,98 @@
+"""The only `import httpx`: one bounded POST, and what came back."""
+
+import gzip
+from types import TracebackType
+from typing import Self
+
+import httpx
+import trio
+import zstandard
+
+from kmd.errors import ServerUnreachable
+from kmd.sync.answer import Reply
+
+PATH = "/api/v1/events/batch"
+CODECS = ("zstd", "gzip", "identity")
+"""In order of preference; a 415 moves on to the next."""
+CONNECT_TIMEOUT_S = 5.0
+BODY_MAX_BYTES = 1 << 20
+"""A receipt for a full batch is a few tens of KiB; what is longer is none."""
+ZSTD_LEVEL = 3
+
+
+def encode(body: bytes, codec: str) -> bytes:
+    """*body* in the Content-Encoding *codec*."""
+    match codec:
+        case "zstd":
+            return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(body)
+        case "gzip":
+            return gzip.compress(body, compresslevel=6, mtime=0)
+        case _:
+            return body
+
+
+class Transport:
+    """A client for one destination. A context manager; the key goes to this URL only, redirects are not followed."""
+
+    def __init__(self, url: str, key: str, user_agent: str) -> None:
+        self._url = url + PATH
+        headers = {"Content-Type": "application/json", "User-Agent": user_agent}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        limits = httpx.Limits(max_connections=1, keepalive_expiry=60.0)
+        self._client = httpx.AsyncClient(headers=headers, follow_redirects=False, limits=limits)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with trio.CancelScope(shield=True):
+            await self._client.aclose()
+
+    async def post(self, body: bytes, codec: str, timeout_s: float) -> Reply:
+        """
+        POST an encoded batch. Raises ServerUnreachable when there is no whole answer within *timeout_s*.
+
+        httpx bounds each socket operation; the whole is bounded here, or a dripping body would never end.
+        """
+        try:
+            with trio.fail_after(timeout_s):
+                return await self._post(body, codec, timeout_s)
+        except trio.TooSlowError as exc:
+            raise ServerUnreachable(f"no answer within {timeout_s:.0f} s", hint="is the server well?") from exc
+        except httpx.ConnectError as exc:
+            raise ServerUnreachable(*explain_connect_error(exc)) from exc
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
+            raise ServerUnreachable(f"the connection failed ({type(exc).__name__})") from exc
+
+    async def _post(self, body: bytes, codec: str, timeout_s: float) -> Reply:
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+        headers = {} if codec == "identity" else {"Content-Encoding": codec}
+        request = self._client.build_request("POST", self._url, content=body, headers=headers, timeout=timeout)
+        response = await self._client.send(request, stream=True)
+        try:
+            answer = bytearray()
+            async for chunk in response.aiter_bytes(1 << 16):
+                answer += chunk
+                if len(answer) > BODY_MAX_BYTES:
+                    break
+        finally:
+            await response.aclose()
+        return Reply(
+            status=response.status_code,
+            content_type=response.headers.get("Content-Type", ""),
+            retry_after=response.headers.get("Retry-After", ""),
+            body=bytes(answer[:BODY_MAX_BYTES]),
+        )
+
+
+def explain_connect_error(exc: httpx.ConnectError) -> "tuple[str]":
+    """One sentence for a connection that was not made, with what TLS or the resolver had to say."""
+    text = str(exc) or type(exc.__cause__ or exc).__name__
+    if "certificate" in text.lower() or "ssl" in text.lower():
+        return (f"the server's TLS certificate was refused: {text}",)
+    if "Name or service" in text or "getaddrinfo" in text or "Temporary failure" in text:
+        return ("the server's name does not resolve",)
+    return (f"no connection: {text}",)
