@@ -1,0 +1,41 @@
+"""
+For whatever starts and watches the server. No key is needed, nothing of a tenant is told.
+
+live: the process answers. ready: the store does, for a question and for a (vain) write.
+"""
+
+import asyncio
+
+from aiohttp import web
+
+from km_server.config import read_version
+from km_server.context import STORE
+from km_server.errors import ApiError, StoreError
+
+READY_TIMEOUT_S = 2.0
+"""Probes usually give up after a few seconds: answer before."""
+
+
+async def get_live(request: web.Request) -> web.Response:
+    """Says that the loop runs."""
+    return web.json_response({"status": "ok", "version": read_version()})
+
+
+async def get_ready(request: web.Request) -> web.Response:
+    """Says whether requests can be served. Raises ApiError 503."""
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await request.app[STORE].check()
+    except TimeoutError:
+        raise not_ready("the store did not answer in time") from None
+    except StoreError as exc:
+        raise not_ready(str(exc)) from None
+    return web.json_response({"status": "ok"})
+
+
+def not_ready(message: str) -> ApiError:
+    """The answer while the store is away."""
+    return ApiError(503, "not_ready", message, hint="see the server's log", headers={"Retry-After": "5"})
+
+
+ROUTES = (web.get("/health/live", get_live), web.get("/health/ready", get_ready))
