@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from kmd.errors import KilometersError
+from kmd.intake.adoption import adopt_spools
 from kmd.intake.sessions import LiveSession, Sessions
 from kmd.mcp.names import Stream
 from kmd.mcp.row import Row
@@ -47,6 +48,7 @@ class Control:
     started_at: float
     home: Path
     config_file: Path
+    spool_dir: Path
     sqlite: str
     outbox: Outbox
     sessions: Sessions
@@ -210,6 +212,7 @@ def render_time(at_ns: int | None) -> str | None:
 
 async def flush(control: Control, timeout_s: float) -> AsyncIterator[dict[str, Any]]:
     """Send what was committed before the call, to every destination; ends when that is settled or cannot be."""
+    await adopt_spools(control.spool_dir, control.sessions)
     mark = control.outbox.last_seq
     tries = {id(loop): loop.tries for loop in control.fleet.loops}
     deadline = trio.current_time() + timeout_s

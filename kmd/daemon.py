@@ -17,6 +17,7 @@ import trio
 from kmd.config import Config, load_config
 from kmd.control import Announcer, Control, serve_kmctl
 from kmd.errors import DaemonRunning, KilometersError
+from kmd.intake.adoption import adopt_for_ever
 from kmd.intake.connection import serve_relay
 from kmd.intake.local_socket import is_own_peer, listen, make_private_dir
 from kmd.intake.sessions import Sessions
@@ -72,6 +73,7 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
                 started_at=started_at,
                 home=places.meeting_dir,
                 config_file=places.config_file,
+                spool_dir=places.spool_dir,
                 sqlite=pysqlite3.sqlite_version,
                 outbox=outbox,
                 sessions=sessions,
@@ -84,6 +86,7 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
             nursery.start_soon(writer.run)
             await fleet.apply(config)
             nursery.start_soon(accept_relays, intake_socket, sessions)
+            nursery.start_soon(adopt_for_ever, places.spool_dir, sessions)
             nursery.start_soon(accept_kmctl, control_socket, control)
             log.info("kmd is ready", pid=os.getpid(), home=str(places.meeting_dir), version=release)
             await wait_for_end(control)

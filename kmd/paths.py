@@ -13,10 +13,13 @@ from pathlib import Path
 
 import platformdirs
 
+from kmd.errors import ConfigError
+
 APP = "kilometers"
 MEETING_DIR = ".kilometers"
 SOCKET = "kmd.sock"
 CONTROL_SOCKET = "control.sock"
+SPOOL_DIR = "spool"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,10 @@ class Places:
         return self.meeting_dir / CONTROL_SOCKET
 
     @property
+    def spool_dir(self) -> Path:
+        return self.meeting_dir / SPOOL_DIR
+
+    @property
     def lock_file(self) -> Path:
         return self.meeting_dir / "kmd.lock"
 
@@ -48,14 +55,19 @@ def find_places(home: Path | None, environ: Mapping[str, str]) -> Places:
     """
     Decide the places for *home* (the flag's value) in *environ*.
 
-    Returns: absolute paths; nothing is created. Raises ValueError when neither a home nor HOME is known.
+    Returns: absolute paths; nothing is created. Raises ConfigError when no home directory is known.
     """
     chosen = home or (Path(environ["KM_HOME"]) if environ.get("KM_HOME") else None)
-    if chosen is not None:
-        root = Path.cwd() / chosen.expanduser()
-        return Places(config_file=root / "config.toml", state_dir=root, meeting_dir=root)
+    try:
+        if chosen is not None:
+            root = Path.cwd() / chosen.expanduser()
+            return Places(config_file=root / "config.toml", state_dir=root, meeting_dir=root)
+        user_home = Path.home()
+    except RuntimeError as exc:
+        hint = "set HOME, or give --home DIR"
+        raise ConfigError(None, "HOME", "no home directory is known", hint=hint) from exc
     return Places(
         config_file=Path(platformdirs.user_config_dir(APP)) / "config.toml",
         state_dir=Path(platformdirs.user_state_dir(APP)),
-        meeting_dir=Path.home() / MEETING_DIR,
+        meeting_dir=user_home / MEETING_DIR,
     )

@@ -98,32 +98,66 @@ def parse_fields(body: bytes) -> dict[str, bytes]:
 
 
 class RecordReader:
-    """Cuts a byte stream into records. `feed` takes any split of it; at most one body is held back."""
+    """
+    Cuts a byte stream into records. `feed` takes any split of it; at most one body is held back.
 
-    __slots__ = ("_buffer",)
+    With *salvage*, for spool files, damage is passed over up to the next record that holds together;
+    `lost_bytes` counts what was passed over. Without it, for sockets, damage raises RecordError.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_buffer", "_salvage", "lost_bytes")
+
+    def __init__(self, *, salvage: bool = False) -> None:
         self._buffer = bytearray()
+        self._salvage = salvage
+        self.lost_bytes = 0
 
     def feed(self, chunk: bytes) -> Iterator[Record]:
         """Yield each record that *chunk* completes. Raises RecordError; the reader is of no use after that."""
-        buffer = self._buffer
-        buffer += chunk
-        start, end = 0, len(buffer)
+        self._buffer += chunk
+        return self._cut(is_end=False)
+
+    def finish(self) -> Iterator[Record]:
+        """The stream has ended: yield what can still be salvaged behind a damaged length; the torn rest is lost."""
+        return self._cut(is_end=True)
+
+    def _cut(self, *, is_end: bool) -> Iterator[Record]:
+        buffer, start = self._buffer, 0
         try:
-            while end - start >= HEADER_BYTES:
-                type_, stream, zero, length, offset, at_ns = _HEADER.unpack_from(buffer, start)
-                if not HELLO <= type_ <= ACK or zero or length > BODY_MAX_BYTES:
-                    raise RecordError("not a record")
-                body_start = start + HEADER_BYTES
-                stop = body_start + length
-                if stop > end:
-                    break
-                body = bytes(buffer[body_start:stop])
-                (crc,) = _CRC.unpack_from(buffer, start + _HEADER.size)
-                if crc != zlib.crc32(body, zlib.crc32(buffer[start : start + _HEADER.size])):
-                    raise RecordError("a record with a wrong CRC")
-                start = stop
-                yield Record(type_, stream, offset, at_ns, body)
+            while len(buffer) - start >= HEADER_BYTES:
+                try:
+                    record = parse_record(buffer, start)
+                except RecordError:
+                    if not self._salvage:
+                        raise
+                    start += 1
+                    self.lost_bytes += 1
+                    continue
+                if record is None:
+                    if not (is_end and self._salvage):
+                        break
+                    start += 1
+                    self.lost_bytes += 1
+                    continue
+                start += HEADER_BYTES + len(record.body)
+                yield record
+            if is_end:
+                self.lost_bytes += len(buffer) - start
+                start = len(buffer)
         finally:
             del buffer[:start]
+
+
+def parse_record(buffer: bytearray, start: int) -> Record | None:
+    """The record at *start*, where a whole header stands; None while its body is not there. Raises RecordError."""
+    type_, stream, zero, length, offset, at_ns = _HEADER.unpack_from(buffer, start)
+    if not HELLO <= type_ <= ACK or zero or length > BODY_MAX_BYTES:
+        raise RecordError("not a record")
+    body_start = start + HEADER_BYTES
+    if body_start + length > len(buffer):
+        return None
+    body = bytes(buffer[body_start : body_start + length])
+    (crc,) = _CRC.unpack_from(buffer, start + _HEADER.size)
+    if crc != zlib.crc32(body, zlib.crc32(buffer[start : start + _HEADER.size])):
+        raise RecordError("a record with a wrong CRC")
+    return Record(type_, stream, offset, at_ns, body)

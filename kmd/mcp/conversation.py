@@ -59,10 +59,17 @@ class Conversation:
         """Nothing more comes for now: hand out the answers whose request did not show up."""
         return self._exchanges.release()
 
-    def finish(self) -> list[Message]:
-        """Both streams have ended: hand out what is left, last lines without a newline included."""
+    def finish(self, lengths: Mapping[Stream, int]) -> list[Message]:
+        """
+        Both streams have ended: hand out what is left, last lines without a newline included.
+
+        lengths: how long the streams were, where that is known; what is missing at an end counts as a gap.
+        """
         messages: list[Message] = []
         for stream, assembler in self._assemblers.items():
+            missing = lengths.get(stream, 0) - assembler.next_offset
+            if missing > 0:
+                assembler.skip(assembler.next_offset, missing)
             for line in assembler.finish():
                 for message in parse_line(stream, line):
                     messages += self._exchanges.observe(message)

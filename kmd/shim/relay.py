@@ -7,36 +7,20 @@ after the last byte waits a little until kmd has everything. Nothing here can st
 """
 
 import _signal
-import _socket
 import gc
 import os
 import select
 import time
 from _thread import allocate_lock, start_new_thread
 
-from kmd.record import (
-    HELLO,
-    NO_STREAM,
-    PROTOCOL,
-    TO_CLIENT,
-    TO_SERVER,
-    WELCOME,
-    RecordReader,
-    parse_offsets,
-    render_fields,
-    render_head,
-)
+from kmd.record import PROTOCOL, TO_CLIENT, TO_SERVER, render_fields
+from kmd.shim.link import Ending, Link
 from kmd.shim.tap import Tap
 
 CHUNK_BYTES = 64 << 10
 """A pipe's capacity on Linux: one read empties it."""
 GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
-HANDSHAKE_S = 2.0
-"""How long a connection may take to say WELCOME; a kmd that needs longer is hung."""
-RETRY_FIRST_S, RETRY_MAX_S = 0.05, 2.0
-LINGER_S = 2.0
-"""After the last byte: how long to wait for kmd's next sign before leaving."""
-MEETING_DIR, SOCKET = ".kilometers", "kmd.sock"
+MEETING_DIR = ".kilometers"
 
 
 def run(command: list[str], name: str | None, home: str | None, server_pid: int, near: int, far: int) -> None:
@@ -44,7 +28,9 @@ def run(command: list[str], name: str | None, home: str | None, server_pid: int,
     Relay the client's descriptors 0 and 1 to the server's *far* (its stdin) and *near* (its stdout) until both
     directions have ended. Runs in the detached process; *command* and *name* only describe the session.
     """
-    hello = describe(command, name, server_pid)
+    now_ns = time.time_ns()
+    session_id = new_session_id(now_ns, os.urandom(10))
+    hello = describe(command, name, server_pid, session_id, now_ns)
     try:
         meeting = meeting_dir(home)
     except OSError:
@@ -54,11 +40,12 @@ def run(command: list[str], name: str | None, home: str | None, server_pid: int,
     os.set_blocking(wake_out, False)
     os.set_blocking(wake_in, False)
     tap = Tap(wake_out)
-    session = Session(tap)
+    ending = Ending()
+    session = Session(tap, ending)
     start_new_thread(session.pump, (0, far, TO_SERVER))
     start_new_thread(session.pump, (near, 1, TO_CLIENT))
     try:
-        Link(tap, session, hello, meeting, wake_in).run()
+        Link(tap, ending, hello, meeting, session_id, wake_in).run()
     finally:
         session.wait()
 
@@ -71,13 +58,12 @@ def meeting_dir(home: str | None) -> str:
     return os.path.join(os.path.expanduser("~"), MEETING_DIR)
 
 
-def describe(command: list[str], name: str | None, server_pid: int) -> bytes:
+def describe(command: list[str], name: str | None, server_pid: int, session_id: str, now_ns: int) -> bytes:
     """The body of HELLO. Arguments are left out: they may hold secrets, and nothing needs them."""
-    now_ns = time.time_ns()
     return render_fields(
         {
             "protocol": b"%d" % PROTOCOL,
-            "session": new_session_id(now_ns, os.urandom(10)).encode(),
+            "session": session_id.encode(),
             "name": os.fsencode(name or os.path.basename(command[0])),
             "command": os.fsencode(os.path.basename(command[0])),
             "pid": b"%d" % server_pid,
@@ -121,15 +107,15 @@ def let_go(keep: tuple[int, ...]) -> None:
 class Session:
     """The two pumps and what they know about the end: who closed first, and whether both are done."""
 
-    def __init__(self, tap: Tap) -> None:
+    def __init__(self, tap: Tap, ending: Ending) -> None:
         self._tap = tap
+        self._ending = ending
         self._lock = allocate_lock()
         self._running = 2
         self._done = allocate_lock()
         self._done.acquire()
         self._closed_first = b""
         self._anchor_ns = time.time_ns() - time.monotonic_ns()
-        self.ended = False
 
     def pump(self, near: int, far: int, stream: int) -> None:
         """Pass *near* on to *far* until one of them ends; then close both, as the two ends would see it bare."""
@@ -175,7 +161,7 @@ class Session:
             if self._running:
                 return
         self._tap.close({"closed_first": self._closed_first}, time.monotonic_ns() + self._anchor_ns)
-        self.ended = True
+        self._ending.ended = True
         self._done.release()
         self._tap.wake()
 
@@ -198,100 +184,3 @@ def write_all(far: int, chunk: bytes) -> int:
         except OSError:
             break
     return done
-
-
-class Link:
-    """Connects the tap to kmd for as long as the session runs, and sees the last bytes off."""
-
-    def __init__(self, tap: Tap, session: Session, hello: bytes, meeting: str, wake_in: int) -> None:
-        self._tap = tap
-        self._session = session
-        self._hello = hello
-        self._meeting = meeting
-        self._wake_in = wake_in
-
-    def run(self) -> None:
-        """Returns when the session has ended and kmd has everything, or will not take it."""
-        retry_s = RETRY_FIRST_S
-        while True:
-            if self._connect():
-                retry_s = RETRY_FIRST_S
-                if self._serve():
-                    return
-            elif self._session.ended:
-                return
-            self._sleep(retry_s)
-            retry_s = min(retry_s * 2, RETRY_MAX_S)
-
-    def _connect(self) -> bool:
-        """One try: connect, HELLO, WELCOME. The path may be long, so the socket is reached from its folder."""
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        try:
-            sock.settimeout(HANDSHAKE_S)
-            os.chdir(self._meeting)
-            sock.connect(SOCKET)
-            os.chdir("/")
-            head = render_head(HELLO, NO_STREAM, 0, 0, self._hello)
-            send_all(sock, head + self._hello)
-            durable = read_welcome(sock)
-        except (OSError, ValueError):
-            os.chdir("/")
-            sock.close()
-            return False
-        sock.settimeout(None)
-        self._tap.attach(sock, durable)
-        return True
-
-    def _serve(self) -> bool:
-        """Watch the connection. Returns True when all is done, False when it was lost."""
-        while True:
-            ending = self._session.ended
-            fd, unsent, unacked = self._tap.poll_state()
-            if fd < 0:
-                return ending and not unsent and not unacked
-            poll = select.poll()
-            poll.register(self._wake_in, select.POLLIN)
-            poll.register(fd, (select.POLLOUT if unsent else 0) | (select.POLLIN if ending else 0))
-            ready = dict(poll.poll(LINGER_S * 1000 if ending else None))
-            self._drain_wakes()
-            if ending and not ready:
-                return True
-            events = ready.get(fd, 0)
-            if events & select.POLLOUT:
-                self._tap.flush()
-            if events & (select.POLLIN | GONE) and not self._tap.read_acks() and events & GONE:
-                self._tap.detach()
-
-    def _sleep(self, duration_s: float) -> None:
-        """Wait before the next try; the end of the session cuts it short."""
-        deadline_s = time.monotonic() + duration_s
-        poll = select.poll()
-        poll.register(self._wake_in, select.POLLIN)
-        while not self._session.ended and (left_s := deadline_s - time.monotonic()) > 0:
-            poll.poll(left_s * 1000)
-            self._drain_wakes()
-
-    def _drain_wakes(self) -> None:
-        try:
-            while os.read(self._wake_in, 4096):
-                pass
-        except BlockingIOError:
-            pass
-
-
-def send_all(sock: _socket.socket, data: bytes) -> None:
-    """Send all of *data* within the socket's time-out. Raises OSError."""
-    view = memoryview(data)
-    while view:
-        view = view[sock.send(view) :]
-
-
-def read_welcome(sock: _socket.socket) -> tuple[int, int, int]:
-    """What kmd has of this session. Raises OSError when it does not say in time, ValueError on nonsense."""
-    reader = RecordReader()
-    while answer := sock.recv(4096):
-        for record in reader.feed(answer):
-            if record.type != WELCOME:
-                raise ValueError("not a welcome")
-            return parse_offsets(record.body)
-    raise ConnectionResetError("kmd closed the connection")

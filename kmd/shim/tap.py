@@ -2,21 +2,23 @@
 The tap: the relay's copy of what crossed, on its way to kmd.
 
 Pumps call `keep` after a chunk has crossed. It never waits: a chunk goes to kmd by a non-blocking send, and
-what the socket will not take is *held* in memory, at most HELD_MAX_BYTES, together with what was sent but is
-not yet acknowledged. Over that bound bytes are skipped and the next record of the stream says how many.
+what the socket will not take is *held* in memory, together with what was sent but is not yet acknowledged.
+The link moves what is over the mark to the spool. Should even that not keep up, bytes are skipped; as every
+record carries its offset, and the last one the length of each stream, kmd sees exactly which.
 The low-level modules are used on purpose: each import here competes with the server's own start.
 """
 
 import _socket
 import os
+import time
 from _thread import allocate_lock
 from collections import deque
+from collections.abc import Callable
 
 from kmd.record import (
     ACK,
     BYE,
     DATA,
-    GAP,
     NO_STREAM,
     STREAMS,
     Record,
@@ -24,86 +26,110 @@ from kmd.record import (
     RecordReader,
     parse_offsets,
     render_fields,
-    render_gap,
     render_head,
 )
 
-HELD_MAX_BYTES = 4 << 20
-"""Most that is held for kmd: with the interpreter it keeps the relay under 24 MiB."""
+HELD_MAX_BYTES = 8 << 20
+"""Most that is held in memory: with the interpreter it keeps the relay under 24 MiB."""
+SPILL_ABOVE_BYTES, SPILL_DOWN_TO_BYTES = 4 << 20, 3 << 20
+"""From where on the link moves the oldest records to the spool, and how far it goes."""
+BEHIND_BYTES = 4 << 20
+"""So much unsent on a living connection means that kmd does not keep up: the spool takes over."""
 ENTRY_OVERHEAD_BYTES = 256
 """What one held record costs beside its bytes, so that tiny messages cannot outgrow the bound."""
 READ_ACKS_ABOVE_BYTES = 256 << 10
 """Below this, acknowledgements may wait in the socket: reading each would cost the traffic a wake-up."""
+SLOW_DISK_S = 0.1
+"""A spool write that takes longer came from a disk that would delay the traffic."""
+NOTHING = (0,) * STREAMS
 
 
 class Entry:
     """A record that kmd has not yet acknowledged."""
 
-    __slots__ = ("at_ns", "body", "length", "offset", "stream", "type")
+    __slots__ = ("at_ns", "body", "offset", "stream", "type")
 
-    def __init__(self, type: int, stream: int, offset: int, at_ns: int, body: bytes, length: int) -> None:  # noqa: A002
+    def __init__(self, type: int, stream: int, offset: int, at_ns: int, body: bytes) -> None:  # noqa: A002
         self.type = type
         self.stream = stream
         self.offset = offset
         self.at_ns = at_ns
         self.body = body
-        self.length = length
 
     @property
     def cost_bytes(self) -> int:
         return len(self.body) + ENTRY_OVERHEAD_BYTES
 
+    def is_durable(self, durable: tuple[int, ...]) -> bool:
+        """Whether kmd has committed all of it. A BYE has no position: kmd answers it with its own."""
+        return self.stream < STREAMS and self.offset + len(self.body) <= durable[self.stream]
+
 
 class Tap:
-    """Hands chunks on to kmd in order. `wake` is called, from any thread, when the link has something to do."""
+    """
+    Hands chunks on to kmd in order.
+
+    spill: set by the link, moves what is over the mark to the spool. durable: what kmd said last. is_done: kmd
+    has committed the BYE. skipped_bytes: what could be kept nowhere. A byte is written to *wake_fd*, from any
+    thread, when the link has something to do.
+    """
 
     def __init__(self, wake_fd: int) -> None:
+        self.durable: tuple[int, ...] = NOTHING
+        self.is_done = False
+        self.skipped_bytes = 0
+        self.spill: Callable[[], None] = lambda: None
+        self._disk_is_slow = False
         self._lock = allocate_lock()
         self._wake_fd = wake_fd
         self._socket: _socket.socket | None = None
         self._reader = RecordReader()
-        self._unsent: deque[Entry] = deque()
         self._unacked: deque[Entry] = deque()
+        self._unsent: deque[Entry] = deque()
         self._rest = memoryview(b"")
         self._held_bytes = 0
+        self._unsent_bytes = 0
         self._next = [0] * STREAMS
-        self._gaps: dict[int, Entry] = {}
-        self.skipped_bytes = 0
 
     def keep(self, stream: int, chunk: bytes, at_ns: int) -> None:
-        """Take a chunk that has crossed. Never blocks on kmd."""
+        """Take a chunk that has crossed. Never waits for kmd."""
         with self._lock:
-            offset = self._next[stream]
-            self._next[stream] = offset + len(chunk)
-            entry = Entry(DATA, stream, offset, at_ns, chunk, len(chunk))
+            entry = Entry(DATA, stream, self._next[stream], at_ns, chunk)
+            self._next[stream] += len(chunk)
             if self._held_bytes > READ_ACKS_ABOVE_BYTES and self._socket:
                 self._read_acks(self._socket)
-            if not self._make_room(entry.cost_bytes):
-                self._skip(entry)
+            if self._has_room(entry):
+                self._hold(entry)
+                if len(self._unsent) == 1:  # otherwise the link waits until the socket takes bytes again
+                    self._send()
+                elif self._held_bytes > SPILL_ABOVE_BYTES:
+                    self.wake()
                 return
-            was_idle = not self._unsent
-            if stream in self._gaps:
-                self._hold(self._gaps.pop(stream))
-            self._hold(entry)
-            if was_idle:  # otherwise the link waits until the socket takes bytes again
-                self._send()
+            if self.is_behind:
+                self._drop()
+        self._spill_now()
+        with self._lock:
+            if self._has_room(entry):
+                self._hold(entry)
+            else:
+                self.skipped_bytes += len(chunk)
 
     def close(self, fields: dict[str, bytes], at_ns: int) -> None:
-        """Both streams have ended: the last record says so."""
+        """Both streams have ended: the last record says so, and how long each was."""
         with self._lock:
-            for gap in self._gaps.values():
-                self._hold(gap)
-            self._gaps.clear()
-            self._hold(Entry(BYE, NO_STREAM, 0, at_ns, render_fields(fields), 0))
-            self._send()
+            lengths = {f"length.{stream}": b"%d" % length for stream, length in enumerate(self._next)}
+            self._hold(Entry(BYE, NO_STREAM, 0, at_ns, render_fields({**fields, **lengths})))
+            if len(self._unsent) == 1:
+                self._send()
 
-    def attach(self, sock: _socket.socket, durable: tuple[int, int, int]) -> None:
+    def attach(self, sock: _socket.socket, durable: tuple[int, ...]) -> None:
         """Go on over *sock*, whose kmd has everything below *durable*: send the rest again, in order."""
         with self._lock:
+            self.durable = durable
             waiting = [*self._unacked, *self._unsent]
             self._unacked.clear()
-            self._unsent = deque(entry for entry in waiting if not is_durable(entry, durable))
-            self._held_bytes = sum(entry.cost_bytes for entry in self._unsent)
+            self._unsent = deque(entry for entry in waiting if not entry.is_durable(durable))
+            self._held_bytes = self._unsent_bytes = sum(entry.cost_bytes for entry in self._unsent)
             self._rest = memoryview(b"")
             self._reader = RecordReader()
             self._socket = sock
@@ -114,11 +140,15 @@ class Tap:
         with self._lock:
             self._drop()
 
-    def poll_state(self) -> tuple[int, bool, bool]:
-        """(descriptor of the connection or -1, is something unsent, is something unacknowledged)."""
+    def poll_state(self) -> tuple[int, bool]:
+        """(descriptor of the connection or -1, whether something waits for the socket to take it)."""
         with self._lock:
-            fd = self._socket.fileno() if self._socket else -1
-            return fd, bool(self._unsent or self._rest), bool(self._unacked)
+            return self._socket.fileno() if self._socket else -1, bool(self._unsent)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether kmd, though connected, does not keep up."""
+        return self._unsent_bytes > BEHIND_BYTES
 
     def flush(self) -> None:
         """The socket takes bytes again."""
@@ -126,37 +156,62 @@ class Tap:
             self._send()
 
     def read_acks(self) -> bool:
-        """Read what kmd has said. Returns whether it said anything new."""
+        """Read what kmd has said. Returns whether it said anything."""
         with self._lock:
             return self._socket is not None and self._read_acks(self._socket)
 
+    def take_oldest(self) -> list[Entry]:
+        """
+        Hand out the oldest records over the mark, to be spooled. On a living connection only what was sent:
+        the order on the socket must hold.
+        """
+        with self._lock:
+            if self._held_bytes <= SPILL_ABOVE_BYTES:
+                return []
+            return self._take(SPILL_DOWN_TO_BYTES, with_unsent=self._socket is None)
+
+    def take_all(self) -> list[Entry]:
+        """Hand out everything: the relay leaves, and the spool is what remains."""
+        with self._lock:
+            self._drop()
+            return self._take(0, with_unsent=True)
+
     def wake(self) -> None:
+        """Have the link look."""
         try:
             os.write(self._wake_fd, b"w")
         except OSError:
-            pass
+            pass  # full: it will look anyway
+
+    def _has_room(self, entry: Entry) -> bool:
+        return self._held_bytes + entry.cost_bytes <= HELD_MAX_BYTES
+
+    def _spill_now(self) -> None:
+        """
+        Memory is full and the link has not come round to it: the pump writes to the spool itself, which is a
+        copy into the page cache. A disk that once makes it wait is left to the link for the rest of the session.
+        """
+        if self._disk_is_slow:
+            return
+        began_s = time.monotonic()
+        self.spill()
+        self._disk_is_slow = time.monotonic() - began_s > SLOW_DISK_S
+
+    def _take(self, down_to_bytes: int, *, with_unsent: bool) -> list[Entry]:
+        taken = []
+        while self._held_bytes > down_to_bytes and self._unacked:
+            taken.append(self._unacked.popleft())
+            self._held_bytes -= taken[-1].cost_bytes
+        while with_unsent and self._held_bytes > down_to_bytes and self._unsent:
+            taken.append(self._unsent.popleft())
+            self._held_bytes -= taken[-1].cost_bytes
+            self._unsent_bytes -= taken[-1].cost_bytes
+        return taken
 
     def _hold(self, entry: Entry) -> None:
         self._unsent.append(entry)
         self._held_bytes += entry.cost_bytes
-
-    def _make_room(self, cost_bytes: int) -> bool:
-        """
-        Whether *cost_bytes* more may be held. What was sent may go first: kmd has it, or is reading it from the
-        socket, and only a kmd that dies just then makes a gap of it.
-        """
-        while self._held_bytes + cost_bytes > HELD_MAX_BYTES and self._unacked:
-            self._held_bytes -= self._unacked.popleft().cost_bytes
-        return self._held_bytes + cost_bytes <= HELD_MAX_BYTES
-
-    def _skip(self, entry: Entry) -> None:
-        """Count a chunk that cannot be held; the stream's open gap grows by it."""
-        self.skipped_bytes += entry.length
-        gap = self._gaps.get(entry.stream)
-        if gap is None:
-            self._gaps[entry.stream] = gap = Entry(GAP, entry.stream, entry.offset, entry.at_ns, b"", 0)
-        gap.length += entry.length
-        gap.body = render_gap(gap.length)
+        self._unsent_bytes += entry.cost_bytes
 
     def _send(self) -> None:
         """Send while the socket takes it. A record that went only in part is finished before the next."""
@@ -165,18 +220,17 @@ class Tap:
             return
         try:
             while self._unsent:
-                if not self._rest:
-                    entry = self._unsent[0]
+                entry = self._unsent[0]
+                if self._rest:
+                    self._rest = self._rest[sock.send(self._rest, _socket.MSG_DONTWAIT) :]
+                else:
                     head = render_head(entry.type, entry.stream, entry.offset, entry.at_ns, entry.body)
                     sent = sock.sendmsg((head, entry.body), (), _socket.MSG_DONTWAIT)
                     if sent < len(head) + len(entry.body):
                         self._rest = memoryview(head + entry.body)[sent:]
-                        continue
-                else:
-                    self._rest = self._rest[sock.send(self._rest, _socket.MSG_DONTWAIT) :]
-                    if self._rest:
-                        continue
-                self._unacked.append(self._unsent.popleft())
+                if not self._rest:
+                    self._unacked.append(self._unsent.popleft())
+                    self._unsent_bytes -= entry.cost_bytes
         except BlockingIOError:
             self.wake()
         except OSError:
@@ -201,18 +255,17 @@ class Tap:
 
     def _settle(self, record: Record) -> None:
         """An ACK covers a prefix of what was sent; the answer to BYE covers all of it."""
-        said_bye = record.type == BYE
-        durable = parse_offsets(record.body) if record.type == ACK else (0, 0, 0)
-        while self._unacked and (said_bye or is_durable(self._unacked[0], durable)):
-            self._held_bytes -= self._unacked.popleft().cost_bytes
+        if record.type == BYE:
+            self.is_done = True
+            self._take(0, with_unsent=True)
+        elif record.type == ACK:
+            self.durable = parse_offsets(record.body)
+            while self._unacked and self._unacked[0].is_durable(self.durable):
+                self._held_bytes -= self._unacked.popleft().cost_bytes
 
     def _drop(self) -> None:
+        self._rest = memoryview(b"")
         if self._socket is not None:
             self._socket.close()
             self._socket = None
             self.wake()
-
-
-def is_durable(entry: Entry, durable: tuple[int, int, int]) -> bool:
-    """Whether kmd has committed all of *entry*. A BYE has no position: kmd answers it with its own."""
-    return entry.stream < STREAMS and entry.offset + entry.length <= durable[entry.stream]

@@ -1,0 +1,116 @@
+"""
+Adoption: kmd takes in the spools that relays left behind, and removes each once it is durable.
+
+A relay holds the lock of its spool while it lives, so a spool that can be locked has nobody else.
+A torn or altered record costs at most itself: the reader looks for the next one that holds together.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, repeat
+from pathlib import Path
+
+import structlog
+import trio
+
+from kmd.errors import KilometersError
+from kmd.intake.session_intake import SessionIntake, parse_hello
+from kmd.intake.sessions import Sessions
+from kmd.record import HELLO, RecordError, RecordReader
+
+LOOK_EARLY_S = (2.0, 5.0, 10.0)
+LOOK_EVERY_S = 30.0
+"""A relay that ends while kmd is ill or restarting leaves its spool: a few looks after the start, then two a minute."""
+READ_BYTES = 256 << 10
+SUFFIX = ".spool"
+
+log = structlog.get_logger(__name__)
+
+
+async def adopt_for_ever(folder: Path, sessions: Sessions) -> None:
+    """Look for spools now and then; one that cannot be taken in stays where it is and is looked at again."""
+    for pause_s in chain(LOOK_EARLY_S, repeat(LOOK_EVERY_S)):
+        await adopt_spools(folder, sessions)
+        await trio.sleep(pause_s)
+
+
+async def adopt_spools(folder: Path, sessions: Sessions) -> int:
+    """Take in every spool of *folder* that nobody holds, oldest session first. Returns how many."""
+    adopted = 0
+    for path in list_spools(folder):
+        try:
+            with hold_spool(path) as descriptor:
+                if descriptor is not None:
+                    await adopt(path, descriptor, sessions)
+                    adopted += 1
+        except (OSError, KilometersError, RecordError) as exc:
+            log.warning("a spool was not taken in", spool=path.name, error=str(exc))
+    return adopted
+
+
+def list_spools(folder: Path) -> list[Path]:
+    """The spools in *folder*; their names begin with a UUIDv7, so this is the order in which sessions began."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIX))
+    except FileNotFoundError:
+        return []
+
+
+@contextmanager
+def hold_spool(path: Path) -> Iterator[int | None]:
+    """The open, locked spool; None while its relay lives or when it is gone. Raises OSError for what is no spool."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise OSError(errno.EPERM, "no regular file of this user")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def adopt(path: Path, descriptor: int, sessions: Sessions) -> None:
+    """Commit everything in a spool, then remove it."""
+    reader = RecordReader(salvage=True)
+    chunk = os.read(descriptor, READ_BYTES)
+    records = list(reader.feed(chunk))
+    if not records or records[0].type != HELLO:
+        set_aside(path, "it does not begin with a hello" if chunk else "it is empty")
+        return
+    async with sessions.enter(parse_hello(records.pop(0))) as (live, known):
+        intake = SessionIntake(sessions, live, known)
+        ended = False
+        while chunk:
+            taken = intake.take(records)
+            ended = ended or taken.bye is not None
+            await intake.commit(taken)
+            chunk = await trio.to_thread.run_sync(os.read, descriptor, READ_BYTES)
+            records = list(reader.feed(chunk) if chunk else reader.finish())
+        taken = intake.take(records)
+        await intake.commit(taken)
+        if not ended and taken.bye is None:
+            await intake.commit(intake.finish())
+    await trio.Path(path).unlink()
+    log.info("a spool was taken in", spool=path.name, lost_bytes=reader.lost_bytes)
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Keep what cannot be understood, under a name that is not looked at again; remove what is empty."""
+    if path.stat().st_size:
+        path.rename(path.with_suffix(".unreadable"))
+    else:
+        path.unlink()
+    log.warning("a spool was set aside", spool=path.name, reason=why)

@@ -1,0 +1,121 @@
+"""From records to commits: what one session's records become, whether they come by socket or from a spool."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from kmd.intake.sessions import LiveSession, Sessions
+from kmd.mcp.conversation import Conversation
+from kmd.mcp.message import Message
+from kmd.mcp.names import Stream
+from kmd.mcp.row import SessionStart
+from kmd.outbox.outbox import Intake, KnownSession
+from kmd.record import BYE, DATA, GAP, PROTOCOL, Record, RecordError, parse_fields, parse_gap
+
+NAME_MAX_CHARS = 256
+STREAMS = tuple(Stream)
+
+
+@dataclass(slots=True)
+class Taken:
+    """What some records brought: messages, and the BYE if the session ended with it."""
+
+    messages: list[Message] = field(default_factory=list)
+    bye: Record | None = None
+
+
+def parse_hello(record: Record) -> SessionStart:
+    """What HELLO says. Raises RecordError when a field is missing or is not what it should be."""
+    fields = parse_fields(record.body)
+    try:
+        protocol = int(fields["protocol"])
+        session = fields["session"].decode("ascii")
+        name = fields["name"].decode("utf-8", "replace")[:NAME_MAX_CHARS]
+        command = fields["command"].decode("utf-8", "replace")[:NAME_MAX_CHARS]
+        pid, started_at_ns = int(fields["pid"]), int(fields["started_at_ns"])
+    except (KeyError, ValueError) as exc:
+        raise RecordError("a hello that lacks something") from exc
+    if protocol != PROTOCOL:
+        raise RecordError(f"protocol {protocol}, and this kmd speaks {PROTOCOL}: upgrade the older of the two")
+    is_id = len(session) == 36 and all(char in "0123456789abcdef-" for char in session)
+    if not is_id or not 0 <= started_at_ns < 2**63 or not 0 <= pid < 2**31:
+        raise RecordError("a hello with an impossible number")
+    return SessionStart(session, name, command, pid, started_at_ns)
+
+
+def parse_lengths(bye: Record) -> dict[Stream, int]:
+    """How long each stream was, as far as BYE says. Raises RecordError."""
+    fields = parse_fields(bye.body)
+    try:
+        return {s: int(fields[f"length.{n}"]) for n, s in enumerate(STREAMS) if f"length.{n}" in fields}
+    except ValueError as exc:
+        raise RecordError("a bye with an impossible number") from exc
+
+
+class SessionIntake:
+    """Feeds one session's records to its conversation and commits what comes out."""
+
+    def __init__(self, sessions: Sessions, live: LiveSession, known: KnownSession) -> None:
+        self._sessions = sessions
+        self._live = live
+        self._known = known
+        self._durable = dict(known.durable)
+        self._conversation = Conversation(known.durable, sessions.max_message_bytes)
+        self._conversation.restore(known.recent)
+        live.conversation = self._conversation
+
+    @property
+    def has_parked(self) -> bool:
+        """Whether answers wait for their request; call `release` when nothing comes for a while."""
+        return self._conversation.has_parked
+
+    def offsets(self) -> tuple[int, int, int]:
+        """How far each stream is settled; durable once `commit` has returned."""
+        settled = self._conversation.settled
+        return settled(Stream.TO_SERVER), settled(Stream.TO_CLIENT), settled(Stream.STDERR)
+
+    def take(self, records: Iterable[Record]) -> Taken:
+        """Feed records to the conversation. Raises RecordError on one that has no place here."""
+        taken = Taken()
+        for record in records:
+            if record.type == DATA and record.stream < len(STREAMS):
+                stream = STREAMS[record.stream]
+                taken.messages += self._conversation.take_chunk(stream, record.offset, record.body, record.at_ns)
+                self._live.count(stream, len(record.body))
+            elif record.type == GAP and record.stream < len(STREAMS):
+                self._conversation.take_gap(STREAMS[record.stream], record.offset, parse_gap(record.body))
+            elif record.type == BYE:
+                taken.messages += self._conversation.finish(parse_lengths(record))
+                taken.bye = record
+            else:
+                raise RecordError("a record that does not belong here")
+        return taken
+
+    def release(self) -> Taken:
+        """Hand out the answers whose request did not show up."""
+        return Taken(self._conversation.release())
+
+    def finish(self) -> Taken:
+        """The relay is gone without a BYE and nothing more will come: hand out what is left."""
+        return Taken(self._conversation.finish({}))
+
+    async def commit(self, taken: Taken) -> bool:
+        """Make *taken* durable. Returns whether there was anything to commit."""
+        durable = dict(zip(STREAMS, self.offsets(), strict=True))
+        if not taken.messages and taken.bye is None and durable == self._durable:
+            return False
+        gap_bytes = self._known.gap_bytes + self._conversation.gap_bytes
+        closed_first = parse_fields(taken.bye.body).get("closed_first", b"") if taken.bye else b""
+        intake = Intake(
+            session_id=self._known.session_id,
+            messages=taken.messages,
+            durable=durable,
+            gap_bytes=gap_bytes,
+            ended_at_ns=taken.bye.at_ns if taken.bye else None,
+            closed_first=closed_first.decode("ascii", "replace")[:16] or None,
+            keep_payloads=self._sessions.keep_payloads,
+        )
+        await self._sessions.writer.commit(intake)
+        self._durable = durable
+        self._live.gap_bytes = gap_bytes
+        self._live.events += len(taken.messages)
+        return True
