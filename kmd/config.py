@@ -6,6 +6,7 @@ else from the table. Destinations are tables of their own: `[[destinations]]` wi
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +18,20 @@ import tomli_w
 
 from kmd.errors import ConfigError
 
+Value = int | str | bool
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One scalar setting. `choices` closes the set of a text; `least` and `most` bound a number."""
+    """
+    One scalar setting; `field` is its name in Config.
+
+    `choices` closes the set of a text; `least` and `most` bound a number.
+    """
 
     name: str
-    default: int | str | bool
+    field: str
+    default: Value
     help: str
     least: int = 0
     most: int = 2**53
@@ -35,23 +43,41 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("log.level", "info", "How much kmd says on stderr.", choices=("debug", "info", "warning", "error")),
+    Setting(
+        "log.level",
+        "log_level",
+        "info",
+        "How much kmd says on stderr.",
+        choices=("debug", "info", "warning", "error"),
+    ),
     Setting(
         "capture.payloads",
+        "keep_payloads",
         default=True,
         help="Keep what each message said; when off, only names, sizes, times and outcomes are kept.",
     ),
     Setting(
         "capture.max_message_bytes",
+        "max_message_bytes",
         16 * 2**20,
         "Keep at most this much of one message; a longer one is stored as its prefix with its SHA-256.",
         least=1024,
         most=256 * 2**20,
     ),
-    Setting("sync.batch_events", 500, "Most events in one POST.", least=1, most=1000),
-    Setting("sync.batch_bytes", 2**20, "Most uncompressed payload bytes in one POST.", least=1024, most=2**26),
-    Setting("sync.timeout_s", 30, "Total seconds that one POST may take.", least=1, most=600),
+    Setting("sync.batch_events", "batch_events", 500, "Most events in one POST.", least=1, most=1000),
+    Setting(
+        "sync.batch_bytes",
+        "batch_bytes",
+        2**20,
+        "Most uncompressed payload bytes in one POST.",
+        least=1024,
+        most=2**26,
+    ),
+    Setting("sync.timeout_s", "timeout_s", 30, "Total seconds that one POST may take.", least=1, most=600),
 )
+DEFAULT_NAME = "default"
+NAME_MAX_CHARS = 100
+"""Of a destination's name: it stands in tables and log lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,63 +127,58 @@ def parse_config(text: str, environ: Mapping[str, str], path: Path | None = None
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for setting in SETTINGS:
-        values[setting.name], sources[setting.name] = choose_value(setting, tables, environ, path)
+        values[setting.field], sources[setting.name] = choose_value(setting, tables, environ, path)
     reject_unknown_keys(tables, path)
-    return Config(
-        log_level=values["log.level"],
-        keep_payloads=values["capture.payloads"],
-        max_message_bytes=values["capture.max_message_bytes"],
-        batch_events=values["sync.batch_events"],
-        batch_bytes=values["sync.batch_bytes"],
-        timeout_s=values["sync.timeout_s"],
-        destinations=parse_destinations(tables.get("destinations", []), path),
-        sources=sources,
-    )
+    destinations = parse_destinations(tables.get("destinations", []), path)
+    return Config(**values, destinations=destinations, sources=sources)
 
 
 def parse_toml(text: str, path: Path | None) -> dict[str, Any]:
     """TOML to tables; a fault is reported with the parser's line and column."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:  # a number of 5000 digits, a thousand brackets
         hint = "correct that line, or move the file away and run 'kmctl init'"
         raise ConfigError(path, "", f"not valid TOML: {exc}", hint=hint) from exc
 
 
 def choose_value(
     setting: Setting, tables: Mapping[str, Any], environ: Mapping[str, str], path: Path | None
-) -> tuple[int | str | bool, str]:
+) -> tuple[Value, str]:
     """The value of one setting and its source: environment, file or default."""
     if setting.variable in environ:
-        return check_value(setting, parse_text(setting, environ[setting.variable]), None), "environment"
+        value = parse_text(setting, environ[setting.variable])
+        return check_value(setting, value, None, setting.variable), "environment"
     table_name, key = setting.name.split(".")
     table = tables.get(table_name, {})
     if not isinstance(table, dict):
         raise ConfigError(path, table_name, "must be a table", hint=f"write [{table_name}] on a line of its own")
     if key in table:
-        return check_value(setting, table[key], path), "file"
+        return check_value(setting, table[key], path, setting.name), "file"
     return setting.default, "default"
 
 
-def parse_text(setting: Setting, text: str) -> int | str | bool:
+def parse_text(setting: Setting, text: str) -> Value:
     """An environment variable's text as the setting's type; what does not fit stays text and fails the check."""
     if isinstance(setting.default, bool):
         return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}.get(text.lower(), text)
-    if isinstance(setting.default, int):
-        return int(text) if text.isdecimal() else text
+    if isinstance(setting.default, int) and WHOLE_NUMBER.fullmatch(text):
+        return int(text)
     return text
 
 
-def check_value(setting: Setting, value: object, path: Path | None) -> int | str | bool:
-    """*value* if it fits the table's row. Raises ConfigError with the row's help as hint."""
-    where = setting.name if path else setting.variable
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+
+
+def check_value(setting: Setting, value: object, path: Path | None, where: str) -> Value:
+    """*value*, found under the name *where*, if it fits the table's row. Raises ConfigError with the row's help."""
     if type(value) is not type(setting.default):
         raise ConfigError(path, where, f"must be {TYPE_NAMES[type(setting.default)]}", hint=setting.help)
     if setting.choices and value not in setting.choices:
         raise ConfigError(path, where, f"must be one of {', '.join(setting.choices)}", hint=setting.help)
     if type(value) is int and not setting.least <= value <= setting.most:
         raise ConfigError(path, where, f"must be {setting.least} to {setting.most}", hint=setting.help)
-    assert isinstance(value, int | str | bool)  # noqa: S101 - the type test above has settled it
+    assert isinstance(value, Value)  # noqa: S101 - the type test above has settled it
     return value
 
 
@@ -186,11 +207,28 @@ def parse_destinations(rows: object, path: Path | None) -> tuple[Destination, ..
             raise ConfigError(path, where, "must be a table of texts", hint="name, url, key")
         if unknown := set(row) - {"name", "url", "key"}:
             raise ConfigError(path, f"{where}.{min(unknown)}", "no such setting", hint="known: name, url, key")
-        name = row.get("name", "default")
+        name = check_name(row.get("name", DEFAULT_NAME), path, f"{where}.name")
         if name in {other.name for other in found}:
             raise ConfigError(path, f"{where}.name", f"{name!r} is used twice", hint="give each its own name")
-        found.append(Destination(name, check_url(row.get("url", ""), path, f"{where}.url"), row.get("key", "")))
+        url = check_url(row.get("url", ""), path, f"{where}.url")
+        found.append(Destination(name, url, check_key(row.get("key", ""), path, f"{where}.key")))
     return tuple(found)
+
+
+def check_name(name: str, path: Path | None, where: str) -> str:
+    """*name*. Raises ConfigError when it is empty, long, or cannot be shown on one line."""
+    if not name.strip() or len(name) > NAME_MAX_CHARS or not name.isprintable():
+        problem = f"must be 1 to {NAME_MAX_CHARS} printable characters"
+        raise ConfigError(path, where, problem, hint="for example: default")
+    return name
+
+
+def check_key(key: str, path: Path | None, where: str) -> str:
+    """*key*, perhaps empty. Raises ConfigError, which does not show it, when no HTTP header could carry it."""
+    if not key.isascii() or not key.isprintable() or " " in key:
+        hint = "paste it again: it has only ASCII letters, digits and signs"
+        raise ConfigError(path, where, "is not an API key", hint=hint)
+    return key
 
 
 def check_url(url: str, path: Path | None, key: str) -> str:
@@ -201,6 +239,8 @@ def check_url(url: str, path: Path | None, key: str) -> str:
         port_fits = parts.port is None or parts.port > 0
     except ValueError as exc:
         raise ConfigError(path, key, "is not a URL", hint=example) from exc
+    if not url.isprintable() or " " in url:
+        raise ConfigError(path, key, "must hold no space or control character", hint=example)
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_fits:
         raise ConfigError(path, key, "must be an http:// or https:// URL", hint=example)
     if parts.username or parts.password or parts.query or parts.fragment:
@@ -234,7 +274,12 @@ def render_config(destinations: tuple[Destination, ...]) -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write *text* to *path* in one step, readable by this user only (0600, its folder 0700 when made)."""
+    """
+    Write *text* to *path* in one step, readable by this user only (0600, its folder 0700 when made).
+
+    A symbolic link stays one: what it points to is replaced. Raises OSError; then nothing has changed.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)

@@ -1,0 +1,150 @@
+"""
+Does a km-server answer at this URL, and does it take events with this key? One POST of an empty batch.
+
+Deciding what the answer means is pure (`judge_answer`, `judge_failure`); only `check_server` touches the network,
+and only it imports trio and httpx, which cost most of a second to load together.
+"""
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kmd.errors import DeliveryError, ServerUnreachable
+from kmd.wire import Batch, Receipt
+
+if TYPE_CHECKING:
+    import httpx
+
+PATH = "/api/v1/events/batch"
+CHECK_TIMEOUT_S = 10.0
+"""For the whole exchange: name, connection, TLS, answer. A person waits."""
+BODY_MAX_BYTES = 1 << 16
+"""The receipt for an empty batch has about a hundred bytes."""
+LATER = "try again, or write the file all the same with --no-check"
+WRONG_URL = "give the root URL of a km-server, for example https://km.example.com"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back: the status, where a redirect points, at most BODY_MAX_BYTES of the body."""
+
+    status: int
+    location: str
+    body: bytes
+
+
+def check_server(url: str, key: str, batch_id: str) -> None:
+    """
+    Send an empty batch named *batch_id* to *url*. Returns when its receipt comes back.
+
+    Raises: DeliveryError (the server refuses, or is no km-server) or ServerUnreachable, with what to do.
+    """
+    import httpx
+    import trio
+
+    async def post() -> Reply:
+        with trio.fail_after(CHECK_TIMEOUT_S):
+            return await post_batch(url, key, msgspec.json.encode(Batch(batch_id=batch_id)))
+
+    try:
+        reply = trio.run(post)
+    except trio.TooSlowError as exc:
+        raise ServerUnreachable(f"{url}: no answer within {CHECK_TIMEOUT_S:.0f} s", hint=LATER) from exc
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as exc:
+        raise judge_failure(exc, url) from exc
+    if problem := judge_answer(reply, batch_id, url):
+        raise problem
+
+
+async def post_batch(url: str, key: str, body: bytes) -> Reply:
+    """One POST without redirects and without content codings, so that BODY_MAX_BYTES bounds it."""
+    import httpx
+
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    async with (
+        httpx.AsyncClient(timeout=CHECK_TIMEOUT_S, follow_redirects=False) as client,
+        client.stream("POST", url + PATH, content=body, headers=headers) as response,
+    ):
+        return Reply(response.status_code, response.headers.get("Location", ""), await read_body(response))
+
+
+async def read_body(response: "httpx.Response") -> bytes:
+    """The first BODY_MAX_BYTES of the body, as they came."""
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) >= BODY_MAX_BYTES:
+            break
+    return bytes(body[:BODY_MAX_BYTES])
+
+
+def judge_answer(reply: Reply, batch_id: str, url: str) -> DeliveryError | None:
+    """What is wrong with an answer, None when it is the receipt for *batch_id*."""
+    status = reply.status
+    if 200 <= status < 300:
+        if is_receipt(reply.body, batch_id):
+            return None
+        return DeliveryError(f"{url}: something answers there, but it is no km-server", hint=WRONG_URL)
+    if status == 401:
+        hint = "check the key; 'km-server keys create --tenant NAME --scope ingest' on the server makes a new one"
+        return DeliveryError(f"{url}: the server refused the key (401)", hint=hint)
+    if status == 403:
+        hint = "ask for a key with the scope 'ingest'"
+        return DeliveryError(f"{url}: the key may not send events (403)", hint=hint)
+    if 300 <= status < 400:
+        where = f" to {reply.location}" if reply.location else ""
+        hint = "redirects are never followed: give the final URL"
+        return DeliveryError(f"{url}: redirects{where} ({status})", hint=hint)
+    if status in (408, 425, 429) or status >= 500:
+        return DeliveryError(f"{url}: the server is not ready ({status})", hint=LATER)
+    return DeliveryError(f"{url}: there is no km-server ({status})", hint=WRONG_URL)
+
+
+def is_receipt(body: bytes, batch_id: str) -> bool:
+    """Whether *body* is the receipt of exactly this batch."""
+    try:
+        return msgspec.json.decode(body, type=Receipt).batch_id == batch_id
+    except (ValueError, RecursionError):  # msgspec's errors and bad UTF-8 are ValueErrors
+        return False
+
+
+def judge_failure(exc: BaseException, url: str) -> ServerUnreachable:
+    """Why there was no answer at all, from the errors that led to *exc*."""
+    for cause in walk_causes(exc):
+        match cause:
+            case ssl.SSLCertVerificationError():
+                hint = "the certificate must be valid for this name and signed by an authority known here"
+                return ServerUnreachable(f"{url}: TLS: {cause.verify_message}", hint=hint)
+            case ssl.SSLError():
+                hint = "does the server speak TLS on this port? perhaps http:// is meant"
+                return ServerUnreachable(f"{url}: TLS failed ({cause.reason or type(cause).__name__})", hint=hint)
+            case socket.gaierror():
+                return ServerUnreachable(f"{url}: no such host", hint="check the name, or the network")
+            case UnicodeError():
+                return ServerUnreachable(f"{url}: no such host", hint="check the name")
+            case OSError(errno=errno.ECONNREFUSED):
+                hint = "is km-server running there? 'km-server serve' starts one"
+                return ServerUnreachable(f"{url}: connection refused", hint=hint)
+    return ServerUnreachable(f"{url}: the connection failed ({type(exc).__name__})", hint=LATER)
+
+
+def walk_causes(exc: BaseException | None) -> Iterator[BaseException]:
+    """*exc*, what it was raised from, and the members of groups among them."""
+    seen: set[int] = set()
+    waiting = [exc]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions

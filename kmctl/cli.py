@@ -1,0 +1,115 @@
+"""
+The command group and the one table from what went wrong to an exit code.
+
+0 ok, 1 failed, 2 usage, 3 no daemon, 4 degraded; 130 after Ctrl-C, 141 when the reader of a pipe went away.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from kmctl.config import config
+from kmctl.flush import flush
+from kmctl.init import init
+from kmctl.options import home_option
+from kmctl.status import status
+from kmctl.tail import tail
+from kmctl.text import harmless
+from kmd.errors import DaemonUnavailable, KilometersError
+
+FAILED = 1
+USAGE = 2
+NO_DAEMON = 3
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+"""128 + SIGPIPE. Not 0: `kmctl flush | head -1` must not look like a finished flush."""
+COMPLETION_VARIABLE = "_KMCTL_COMPLETE"
+"""Set by the shell's completion script; click answers it itself."""
+
+
+def print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's shape
+    """Print the installed version and end."""
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"kmctl {version('kilometers')}")
+        ctx.exit()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Show the version."
+)
+@home_option
+def kmctl() -> None:
+    """
+    Set up Kilometers and see what it has captured.
+
+    \b
+    Example:
+      kmctl init --url https://km.example.com --key-file key.txt
+      kmctl status
+    """
+
+
+for command in (init, status, flush, tail, config):
+    kmctl.add_command(command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit code. Everything that can go wrong ends in one or two lines."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end in a traceback
+    try:
+        code = invoke(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return leave_pipe()
+    return code
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Run the command and translate what it raises. Raises BrokenPipeError."""
+    try:
+        if COMPLETION_VARIABLE in os.environ:
+            kmctl.main(args=list(arguments), prog_name="kmctl")
+        # click's own `main` would print an empty line on Ctrl-C and exit by itself on a closed pipe.
+        with kmctl.make_context("kmctl", list(arguments)) as ctx:
+            code = kmctl.invoke(ctx)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        return USAGE
+    except click.UsageError as exc:
+        path = exc.ctx.command_path if exc.ctx else "kmctl"
+        show_error(exc.format_message(), f"see '{path} --help'")
+        return USAGE
+    except click.ClickException as exc:
+        show_error(exc.format_message(), "")
+        return FAILED
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except DaemonUnavailable as exc:
+        show_error(str(exc), exc.hint)
+        return NO_DAEMON
+    except KilometersError as exc:
+        show_error(str(exc), exc.hint)
+        return FAILED
+    return code if isinstance(code, int) else 0
+
+
+def show_error(message: str, hint: str) -> None:
+    """One line that says what is wrong and, where there is one, a line that says what to do next."""
+    click.echo(f"error: {harmless(message)}", err=True)
+    if hint:
+        click.echo(f"hint: {harmless(hint)}", err=True)
+
+
+def leave_pipe() -> int:
+    """Point stdout at nothing, so that the interpreter's last flush stays quiet too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return PIPE_CLOSED

@@ -1,0 +1,57 @@
+"""Options that several commands share, and the places that they decide."""
+
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from kmd.paths import Places, find_places
+
+HOME = "kmctl.home"
+"""Where click's context keeps the value of --home; the nearest to the end of the command line wins."""
+
+Decorated = TypeVar("Decorated", bound=Callable[..., object])
+
+
+def remember_home(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+    """Keep --home for the command, whether it stood before or after its name."""
+    if value is not None:
+        ctx.meta[HOME] = value
+
+
+def home_option(function: Decorated) -> Decorated:
+    """Add --home DIR to a command."""
+    option = click.option(
+        "--home",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        expose_value=False,
+        callback=remember_home,
+        help="Directory of the installation (else KM_HOME, else the platform's places).",
+    )
+    return option(function)
+
+
+def json_option(function: Decorated) -> Decorated:
+    """Add --json to a command; it arrives as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(function)
+
+
+def chosen_home() -> Path | None:
+    """The value of --home, None when it was not given."""
+    home: Path | None = click.get_current_context().meta.get(HOME)
+    return home
+
+
+def current_places() -> Places:
+    """The places that this command line and its environment mean. Raises ConfigError: no home is known."""
+    return find_places(chosen_home(), os.environ)
+
+
+def home_flag() -> str:
+    """` --home DIR` for a command that we tell the user to run, absolute and quoted; empty when not given."""
+    home = chosen_home()
+    return f" --home {shlex.quote(str(Path.cwd() / home.expanduser()))}" if home is not None else ""

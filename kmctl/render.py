@@ -1,0 +1,194 @@
+"""
+What kmctl shows, as rich renderables and plain lines. Pure: values in, renderables out.
+
+Everything that came from elsewhere goes through `harmless` here, once, where it becomes text.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, tzinfo
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kmctl.answers import Destination, LiveSession, Progress, Reason, Seen, Status, find_faults
+from kmctl.text import format_age, format_count, format_duration, format_size, harmless
+
+STATE_STYLES = {"idle": "green", "sending": "cyan", "retrying": "yellow", "paused": "red"}
+KIND_STYLES = {"request": "cyan", "response": "green", "error": "red", "notification": "magenta"}
+OUTCOME_STYLES = {"ok": "green", "tool_error": "red", "rpc_error": "red", "input_required": "yellow"}
+ARROWS = {"to_server": "→", "to_client": "←", "stderr": "!"}
+
+NAME_CELLS = 12
+KIND_CELLS = 12
+SUBJECT_CELLS = 24
+"""Columns of a tail line: they line up while values fit, and give way when they do not."""
+SUBJECT_LEAST_CELLS = 8
+"""A narrow terminal shortens method and target to this before it loses the outcome at the end."""
+
+
+def render_status(status: Status) -> RenderableType:
+    """The page of `kmctl status`."""
+    parts: list[RenderableType] = [render_summary(status), Text()]
+    if status.sessions:
+        parts += [render_sessions(status.sessions), Text()]
+    if status.destinations:
+        parts.append(render_destinations(status.destinations))
+        parts += [line for destination in status.destinations for line in render_error(destination)]
+    else:
+        parts.append(Text("nothing to sync to: local only ('kmctl init --url …' adds a destination)"))
+    if faults := find_faults(status):
+        parts += [Text(), Text(f"degraded: {harmless('; '.join(faults))}", style="yellow")]
+    return Group(*parts)
+
+
+def render_summary(status: Status) -> RenderableType:
+    """The daemon and its outbox, two columns."""
+    daemon, outbox = status.daemon, status.outbox
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    running = f"{daemon.version}, pid {daemon.pid}, up {format_age(daemon.uptime_s)}"
+    grid.add_row("kmd", Text(harmless(running)))
+    if daemon.config:
+        grid.add_row("config", Text(harmless(daemon.config)))
+    grid.add_row("outbox", Text(f"{format_count(outbox.events, 'event')}, {format_size(outbox.bytes)}"))
+    if outbox.path:
+        grid.add_row("", Text(harmless(outbox.path)))
+    oldest = outbox.oldest_pending_age_s
+    grid.add_row("oldest pending", "none" if oldest is None else format_age(oldest))
+    grid.add_row("live sessions", str(len(status.sessions)))
+    return grid
+
+
+def make_table(*headers: tuple[str, bool]) -> Table:
+    """An unframed table; each header says whether its column holds numbers."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for header, number in headers:
+        table.add_column(header, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def render_sessions(sessions: Sequence[LiveSession]) -> Table:
+    """Live sessions, one row each."""
+    table = make_table(
+        ("session", False), ("command", False), ("pid", True), ("events", True), ("to server", True),
+        ("to client", True), ("open", True), ("lost", True),
+    )  # fmt: skip
+    for session in sessions:
+        table.add_row(
+            Text(harmless(session.name)),
+            Text(harmless(session.command)),
+            str(session.pid or "-"),
+            f"{session.events:,}",
+            format_size(session.bytes_to_server),
+            format_size(session.bytes_to_client),
+            str(session.open_requests),
+            Text(format_size(session.gap_bytes), style="red") if session.gap_bytes else "-",
+        )
+    return table
+
+
+def render_destinations(destinations: Sequence[Destination]) -> Table:
+    """Destinations, one row each."""
+    table = make_table(
+        ("destination", False), ("url", False), ("state", False), ("pending", True), ("settled", True),
+        ("quarantined", True), ("next attempt", True), ("last success", False),
+    )  # fmt: skip
+    for destination in destinations:
+        wait = destination.next_attempt_s
+        table.add_row(
+            Text(harmless(destination.name)),
+            Text(harmless(destination.url)),
+            Text(harmless(destination.state), style=STATE_STYLES.get(destination.state, "")),
+            f"{destination.pending:,}",
+            f"{destination.settled:,}",
+            f"{destination.quarantined:,}",
+            "-" if wait is None else f"in {format_age(wait)}",
+            Text(harmless(destination.last_success_at or "never")),
+        )
+    return table
+
+
+def render_error(destination: Destination) -> list[Text]:
+    """The last error of a destination and what to do about it; no line when there is none."""
+    if not destination.last_error:
+        return []
+    lines = [Text(f"{harmless(destination.name)}: {harmless(destination.last_error)}", style="red")]
+    if destination.hint:
+        lines.append(Text(f"  hint: {harmless(destination.hint)}"))
+    return lines
+
+
+def render_progress(progress: Iterable[Progress]) -> str:
+    """A flush's progress as one plain line."""
+    parts = [f"{harmless(one.name)}: {one.pending:,} pending ({harmless(one.state)})" for one in progress]
+    return ", ".join(parts)
+
+
+def render_reason(reason: Reason) -> str:
+    """Why one destination has not settled everything and what to do, as one line."""
+    line = f"{reason.name}: {format_count(reason.pending, 'event')} pending, {reason.state or 'not done'}"
+    line += f": {reason.error}" if reason.error else ""
+    line += f" ({reason.hint})" if reason.hint else ""
+    return harmless(line)
+
+
+def render_seen(seen: Seen, zone: tzinfo | None, width: int | None) -> Text:
+    """
+    One message as one line: time, server, direction, kind, method and target, id, size, duration, outcome.
+
+    Units: width in terminal cells; None (a pipe) means whole values and the date too. zone None is local time.
+    """
+    head = render_head(seen, zone, with_date=width is None)
+    tail = render_tail(seen)
+    subject = harmless(" ".join(part for part in (seen.method, seen.target) if part) or "-")
+    room = None if width is None else max(SUBJECT_LEAST_CELLS, width - head.cell_len - tail.cell_len - 2)
+    line = Text.assemble(head, " ", fit(subject, SUBJECT_CELLS, room), " ", tail)
+    if width is not None:
+        line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def render_head(seen: Seen, zone: tzinfo | None, *, with_date: bool) -> Text:
+    """Time, server name, direction and kind."""
+    most = None if with_date else NAME_CELLS
+    return Text.assemble(
+        (render_time(seen.at_ns, zone, with_date=with_date), "dim"),
+        " ",
+        (fit(harmless(seen.server), NAME_CELLS, most), "bold"),
+        f" {ARROWS.get(seen.stream, '?')} ",
+        (fit(harmless(seen.kind), KIND_CELLS, None), KIND_STYLES.get(seen.kind, "yellow")),
+    )
+
+
+def render_tail(seen: Seen) -> Text:
+    """Id, size and, on answers, duration and outcome."""
+    line = Text(f"{'#' + harmless(seen.rpc_id) if seen.rpc_id is not None else '-':<5}", style="dim")
+    line.append(f" {format_size(seen.size_bytes):>8}")
+    if seen.took_ns is not None:
+        line.append(f" {format_duration(seen.took_ns):>9}")
+    if seen.outcome is not None:
+        code = f" {seen.error_code}" if seen.error_code is not None else ""
+        line.append(f" {harmless(seen.outcome)}{code}", style=OUTCOME_STYLES.get(seen.outcome, "yellow"))
+    return line
+
+
+def render_time(at_ns: int, zone: tzinfo | None, *, with_date: bool) -> str:
+    """`09:15:02.123`, with the date and the zone before and after it when asked; never raises."""
+    try:
+        at = datetime.fromtimestamp(at_ns // 10**9, UTC).astimezone(zone)
+    except (ValueError, OverflowError, OSError):
+        return "?"
+    clock = f"{at:%H:%M:%S}.{at_ns // 10**6 % 1000:03d}"
+    return f"{at:%Y-%m-%d}T{clock}{at:%z}" if with_date else clock
+
+
+def fit(text: str, least: int, most: int | None) -> str:
+    """*text* padded to *least* cells, and cut with an ellipsis to *most* (a smaller *most* wins)."""
+    cells = cell_len(text)
+    if most is not None and cells > most:
+        return set_cell_size(text, most - 1) + "…"
+    wanted = least if most is None else min(least, most)
+    return text if cells >= wanted else set_cell_size(text, wanted)

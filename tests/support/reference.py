@@ -1,0 +1,77 @@
+"""
+docs/configuration.md, made from the table of settings, so that it cannot drift from what kmd checks.
+
+`python -m tests.support.reference` writes it anew; tests/daemon/test_config.py compares.
+"""
+
+from pathlib import Path
+
+import tomli_w
+
+from kmd.config import SETTINGS, TYPE_NAMES, Setting
+
+REFERENCE_FILE = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+REFERENCE_HEAD = """\
+# Configuration
+
+This page is made from the table of settings in `kmd/config.py` by `python -m tests.support.reference`; a test
+holds the two together.
+
+`kmctl init` writes `config.toml` with every setting in it as a comment. `kmctl config` shows where the file
+is, each value, and where it comes from: the environment, else the file, else the default. kmd reads the file
+when it starts, when `kmctl init` has changed it, and on SIGHUP. A misspelt name is an error, never ignored.
+
+With `--home DIR` (else `KM_HOME`) the file is `DIR/config.toml`; without, it is in the platform's place for
+configuration.
+
+## Settings
+"""
+
+REFERENCE_TAIL = """\
+## Destinations
+
+Each `[[destinations]]` table is a km-server to sync to. Without one, everything stays on this machine.
+
+```toml
+[[destinations]]
+name = "default"
+url = "https://km.example.com"
+key = "km_…"
+```
+
+- `name`: what `kmctl status` calls it; each has its own, `default` when left out
+- `url`: the server's root, `http://` or `https://`, without user, password, query or fragment
+- `key`: the API key that `km-server keys create` printed; kept in this file only, which is readable by you alone
+"""
+
+
+def render_reference() -> str:
+    """docs/configuration.md: every setting with what it means, its default, its range and its variable."""
+    lines = [REFERENCE_HEAD]
+    for setting in SETTINGS:
+        default = tomli_w.dumps({"x": setting.default}).removeprefix("x = ").strip()
+        lines += [
+            f"### `{setting.name}`",
+            "",
+            setting.help,
+            "",
+            f"- default: `{default}`",
+            f"- value: {describe_range(setting)}",
+            f"- environment: `{setting.variable}`",
+            "",
+        ]
+    return "\n".join([*lines, REFERENCE_TAIL])
+
+
+def describe_range(setting: Setting) -> str:
+    """What a setting may be, in words."""
+    if setting.choices:
+        return "one of " + ", ".join(f"`{choice}`" for choice in setting.choices)
+    if type(setting.default) is int:
+        return f"a whole number, {setting.least} to {setting.most}"
+    return TYPE_NAMES[type(setting.default)]
+
+
+if __name__ == "__main__":
+    REFERENCE_FILE.write_text(render_reference(), encoding="utf-8")
