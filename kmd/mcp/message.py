@@ -6,6 +6,7 @@ whose payload is the member's own bytes; the messages with index 0 are thus exac
 Source: JSON-RPC 2.0; MCP revisions 2024-11-05 to 2026-07-28, section "Transports", for methods and targets.
 """
 
+import re
 from typing import Any
 
 import msgspec
@@ -77,13 +78,19 @@ _TEXT = msgspec.json.Decoder(str)
 _TARGET = msgspec.json.Decoder(_Target)
 _RESULT = msgspec.json.Decoder(_Result)
 _FAILURE = msgspec.json.Decoder(_Failure)
+_HEAD_MEMBERS = frozenset({b"id", b"method", b"result", b"error"})
+_HEAD_START = re.compile(rb"[ \t\r]*\{")
+_HEAD_PAIR = re.compile(rb'\s*"(\w{1,16})"\s*:\s*("(?:[^"\\]|\\.){0,512}"|-?[0-9.eE+-]{1,64}|null|true|false)\s*,')
+_HEAD_KEY = re.compile(rb'\s*"(result|error)"\s*:')
 _BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def parse_line(stream: Stream, line: Line) -> list[Message]:
     """The messages of one line: one, or for a batch array the line's own and its members'. Raises nothing."""
     payload = line.payload
-    if line.sha256 is None and payload.lstrip(b" \t\r")[:1] == b"[":
+    if line.sha256 is not None:
+        return [parse_head(stream, line)]
+    if payload.lstrip(b" \t\r")[:1] == b"[":
         return parse_batch(stream, line)
     return [parse_one(stream, line, payload)]
 
@@ -124,6 +131,31 @@ def parse_one(stream: Stream, line: Line, payload: bytes, index: int = 0) -> Mes
         sha256=line.sha256,
         payload=payload,
     )
+
+
+def parse_head(stream: Stream, line: Line) -> Message:
+    """
+    A line of which only the prefix is kept: what its first members say, up to the first long value.
+
+    Enough to pair most answers; their outcome stays unknown, as it may stand in the part that is not kept.
+    """
+    members: dict[bytes, bytes] = {}
+    position = start.end() if (start := _HEAD_START.match(line.payload)) else len(line.payload)
+    while pair := _HEAD_PAIR.match(line.payload, position):
+        members[pair[1]] = pair[2]
+        position = pair.end()
+    if last := _HEAD_KEY.match(line.payload, position):
+        members.setdefault(last[1], b"{}")
+    envelope = _Envelope(**{key.decode(): msgspec.Raw(members[key]) for key in _HEAD_MEMBERS & members.keys()})
+    try:
+        kind, method = classify(envelope)
+    except _BAD_JSON:
+        kind, method = Kind.INVALID, None
+    if not start:
+        kind = Kind.NOT_JSON
+    rpc_id = cut(members[b"id"].decode("utf-8", "replace")) if b"id" in members else None
+    plain = render_plain(stream, line, kind)
+    return msgspec.structs.replace(plain, method=cut(method), rpc_id=rpc_id)
 
 
 def render_plain(stream: Stream, line: Line, kind: Kind, payload: bytes | None = None, index: int = 0) -> Message:
