@@ -7,7 +7,6 @@ messages that the client saw, events that kmd committed, events that km-server s
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import subprocess
@@ -34,7 +33,7 @@ from tests.support.processes import (
 )
 from tests.support.sessions import Seen, drive_both
 
-console = Console(highlight=False, width=max(100, Console().width))
+console = Console(highlight=False, width=max(130, Console().width))
 
 
 def main() -> int:
@@ -89,16 +88,15 @@ def make_repository(folder: Path) -> None:
 
 
 def drive(home: Path, repository: Path, seen: Seen) -> None:
-    """One session with each server; the servers' own chatter on stderr is left out of the picture."""
-    with Path(os.devnull).open("w") as quiet, contextlib.redirect_stderr(quiet):
-        asyncio.run(drive_both(home, repository, seen))
+    """One session with each server."""
+    asyncio.run(drive_both(home, repository, seen))
     console.print(f"[dim]the client has now seen {seen.total} messages[/]")
 
 
 @contextmanager
 def feed(home: Path) -> Iterator[None]:
     """Print `kmctl tail -f` as it comes."""
-    words = [command("kmctl"), "--home", str(home), "tail", "--follow", "--limit", "0"]
+    words = [command("kmctl"), "--home", str(home), "tail", "-f", "-n", "0"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = process.stdout
@@ -142,9 +140,9 @@ def show_stats(stats: dict[str, Any]) -> None:
     """Per server and tool: calls, errors, latency, bytes, cost."""
     table = Table(box=None, pad_edge=False)
     for title in ("server", "method", "target"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, no_wrap=True)
     for title in ("calls", "errors", "tool errors", "p50 ms", "p95 ms", "bytes in", "bytes out", "cost $"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for group in [*stats["groups"], {"server": "all", "method": "", "target": "", **stats["totals"]}]:
         p50, p95 = (f"{group[p]:.1f}" if group[p] is not None else "" for p in ("p50_ms", "p95_ms"))
         numbers = [group["calls"], group["errors"], group["tool_errors"], p50, p95]

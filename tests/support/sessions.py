@@ -5,12 +5,13 @@ The counts are the client's own: what it wrote to and read from its transport, o
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.client._transport import ReadStream, TransportStreams, WriteStream
@@ -88,6 +89,11 @@ class CountingWriter:
         return await self._inner.__aexit__(kind, exc, trace)
 
 
+def quiet() -> TextIO:
+    """Where the servers' own chatter on stderr goes."""
+    return Path(os.devnull).open("w")
+
+
 @asynccontextmanager
 async def counted_stdio(words: list[str], name: str, seen: Seen) -> AsyncIterator[TransportStreams]:
     """The official stdio transport for *words*, its messages counted under *name*."""
@@ -99,8 +105,9 @@ async def counted_stdio(words: list[str], name: str, seen: Seen) -> AsyncIterato
         return count
 
     parameters = StdioServerParameters(command=words[0], args=words[1:])
-    async with stdio_client(parameters) as (reader, writer):
-        yield CountingReader(reader, count_into(seen.received)), CountingWriter(writer, count_into(seen.sent))
+    with quiet() as errlog:
+        async with stdio_client(parameters, errlog=errlog) as (reader, writer):
+            yield CountingReader(reader, count_into(seen.received)), CountingWriter(writer, count_into(seen.sent))
 
 
 Script = Callable[[Client], Awaitable[None]]
