@@ -5,7 +5,6 @@ One event may carry a payload of 16 MiB, which JSON escapes and base64 make long
 """
 
 import asyncio
-import io
 import zlib
 from enum import StrEnum
 
@@ -20,7 +19,7 @@ PACKED_MAX_BYTES = 32 * 2**20
 INFLATED_MAX_BYTES = 64 * 2**20
 """Of a body once unpacked."""
 
-PIECE_BYTES = 256 * 1024
+PIECE_BYTES = 2**20
 """How much is unpacked at a time before the bound is looked at."""
 
 WINDOW_MAX_BYTES = 8 * 2**20
@@ -119,12 +118,14 @@ def inflate_gzip(packed: bytes, limit_bytes: int) -> bytes:
 
 def inflate_zstd(packed: bytes, limit_bytes: int) -> bytes:
     """Every frame of a zstd body, until it is over the limit. Raises zstandard.ZstdError."""
-    body = bytearray()
+    pieces: list[bytes] = []
+    length = 0
     unpacker = zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX_BYTES)
-    with unpacker.stream_reader(io.BytesIO(packed), read_across_frames=True) as reader:
-        while len(body) <= limit_bytes and (piece := reader.read(PIECE_BYTES)):
-            body += piece
-    return bytes(body)
+    with unpacker.stream_reader(packed, read_across_frames=True) as reader:
+        while length <= limit_bytes and (piece := reader.read(PIECE_BYTES)):
+            pieces.append(piece)
+            length += len(piece)
+    return b"".join(pieces)
 
 
 def too_large(what: str, limit_bytes: int) -> ApiError:

@@ -8,8 +8,10 @@ so that a bad one costs nobody else anything. A reason names the field and what 
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from km_server.errors import ApiError
 from km_server.store.protocol import Arrival
@@ -19,21 +21,62 @@ AHEAD_MAX_NS = 24 * 3600 * 10**9
 """An event's clock may be this far ahead of ours; beyond it, one machine would spoil everyone's time line."""
 
 SESSIONS_MAX = BATCH_MAX_EVENTS
-SESSION_MAX_CHARS = 128
-NAME_MAX_CHARS = 256
-METHOD_MAX_CHARS = 1024
-TARGET_MAX_CHARS = 8192
+NUL_ESCAPE = b"\\u0000"
+SESSION_TEXTS = ("session", "name", "command", "host")
+EVENT_TEXTS = ("session", "method", "target", "rpc_id")
+
+T = TypeVar("T")
+Count = Annotated[int, Meta(ge=0, le=OFFSET_MAX)]
+ErrorCode = Annotated[int, Meta(ge=-OFFSET_MAX, le=OFFSET_MAX)]
+SessionName = Annotated[str, Meta(min_length=1, max_length=128)]
+ServerName = Annotated[str, Meta(min_length=1, max_length=256)]
+Detail = Annotated[str, Meta(max_length=256)]
+Method = Annotated[str, Meta(max_length=1024)]
+Target = Annotated[str, Meta(max_length=8192)]
 """A resource's URI may be long."""
-RPC_ID_MAX_CHARS = 4096
-BATCH_ID_MAX_CHARS = 256
-SHA256_CHARS = 64
+RpcId = Annotated[str, Meta(max_length=4096)]
+Sha256 = Annotated[str, Meta(min_length=64, max_length=64)]
+BatchId = Annotated[str, Meta(max_length=256)]
+
+
+class BoundedSession(Session, frozen=True, kw_only=True):
+    """A session whose fields fit the stores."""
+
+    session: SessionName
+    name: ServerName
+    command: Detail = ""
+    started_at_ns: Count = 0
+    ended_at_ns: Count | None = None
+    host: Detail = ""
+
+
+class BoundedEvent(Event, frozen=True, kw_only=True):
+    """An event whose fields fit the stores. The decoder checks it, many times faster than Python could."""
+
+    session: SessionName
+    offset: Count
+    index: Count = 0
+    at_ns: Count
+    method: Method | None = None
+    target: Target | None = None
+    rpc_id: RpcId | None = None
+    size_bytes: Count
+    took_ns: Count | None = None
+    error_code: ErrorCode | None = None
+    sha256: Sha256 | None = None
+
+
+class NameOnly(msgspec.Struct, frozen=True):
+    """What is asked of a session's description that is not understood."""
+
+    session: str
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """A batch whose sessions and events are still JSON text."""
 
     schema: int = SCHEMA
-    batch_id: str
+    batch_id: BatchId
     sessions: tuple[msgspec.Raw, ...] = ()
     events: tuple[msgspec.Raw, ...] = ()
 
@@ -42,7 +85,7 @@ class SingleEnvelope(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a single event, its parts still JSON text."""
 
     schema: int = SCHEMA
-    batch_id: str = ""
+    batch_id: BatchId = ""
     session: msgspec.Raw
     event: msgspec.Raw
 
@@ -70,8 +113,9 @@ class CheckedBatch:
 DECODE_BATCH = msgspec.json.Decoder(Envelope)
 DECODE_SINGLE = msgspec.json.Decoder(SingleEnvelope)
 DECODE_SCHEMA = msgspec.json.Decoder(SchemaOnly)
-DECODE_EVENT = msgspec.json.Decoder(Event)
-DECODE_SESSION = msgspec.json.Decoder(Session)
+DECODE_EVENT = msgspec.json.Decoder(BoundedEvent)
+DECODE_SESSION = msgspec.json.Decoder(BoundedSession)
+DECODE_NAME = msgspec.json.Decoder(NameOnly)
 
 
 def parse_batch(body: bytes, now_ns: int) -> CheckedBatch:
@@ -80,7 +124,7 @@ def parse_batch(body: bytes, now_ns: int) -> CheckedBatch:
         envelope = DECODE_BATCH.decode(body)
     except (ValueError, RecursionError) as exc:
         raise not_understood(body, exc) from None
-    return check_envelope(envelope, now_ns)
+    return check_envelope(envelope, body, now_ns)
 
 
 def parse_single(body: bytes, now_ns: int) -> CheckedBatch:
@@ -92,7 +136,7 @@ def parse_single(body: bytes, now_ns: int) -> CheckedBatch:
     envelope = Envelope(
         schema=single.schema, batch_id=single.batch_id, sessions=(single.session,), events=(single.event,)
     )
-    return check_envelope(envelope, now_ns)
+    return check_envelope(envelope, body, now_ns)
 
 
 def not_understood(body: bytes, error: Exception) -> ApiError:
@@ -119,11 +163,9 @@ def require_schema(schema: int) -> None:
         )
 
 
-def check_envelope(envelope: Envelope, now_ns: int) -> CheckedBatch:
-    """Check what a batch holds. Raises ApiError."""
+def check_envelope(envelope: Envelope, body: bytes, now_ns: int) -> CheckedBatch:
+    """Check what a batch holds; *body* is the JSON that it came from. Raises ApiError."""
     require_schema(envelope.schema)
-    if not is_text(envelope.batch_id, BATCH_ID_MAX_CHARS):
-        raise ApiError(400, "bad_batch", f"batch_id is over {BATCH_ID_MAX_CHARS} characters")
     if len(envelope.events) > BATCH_MAX_EVENTS or len(envelope.sessions) > SESSIONS_MAX:
         raise ApiError(
             413,
@@ -133,7 +175,8 @@ def check_envelope(envelope: Envelope, now_ns: int) -> CheckedBatch:
         )
     sessions, refused = check_sessions(envelope.sessions)
     judged = tuple(judge_event(raw, refused, now_ns) for raw in envelope.events)
-    return CheckedBatch(envelope.batch_id, sessions, judged)
+    checked = CheckedBatch(envelope.batch_id, sessions, judged)
+    return refuse_nuls(checked) if NUL_ESCAPE in body else checked
 
 
 def check_sessions(raws: Sequence[msgspec.Raw]) -> tuple[tuple[Session, ...], dict[str, str]]:
@@ -141,39 +184,35 @@ def check_sessions(raws: Sequence[msgspec.Raw]) -> tuple[tuple[Session, ...], di
     sound: list[Session] = []
     refused: dict[str, str] = {}
     for raw in raws:
-        try:
-            session = DECODE_SESSION.decode(raw)
-        except (ValueError, RecursionError):
-            continue  # nobody can tell whose description it was: its events will say "not described"
-        if problem := session_problem(session):
-            refused[session.session] = f"its session's {problem}"
+        session = decode_bounded(DECODE_SESSION, raw)
+        if isinstance(session, str):
+            refused[session_name(raw)] = f"its session's description is not understood: {session}"
         else:
             sound.append(session)
     return tuple(sound), refused
 
 
-def session_problem(session: Session) -> str:
-    """What keeps a session from being stored; empty when nothing does."""
-    if not session.session or not is_text(session.session, SESSION_MAX_CHARS):
-        return f"session must have 1 to {SESSION_MAX_CHARS} characters"
-    if not session.name:
-        return "name is empty"
-    for field in ("name", "command", "host"):
-        if not is_text(getattr(session, field), NAME_MAX_CHARS):
-            return f"{field} is over {NAME_MAX_CHARS} characters"
-    if not is_count(session.started_at_ns):
-        return f"started_at_ns is outside 0 to {OFFSET_MAX}"
-    if session.ended_at_ns is not None and not is_count(session.ended_at_ns):
-        return f"ended_at_ns is outside 0 to {OFFSET_MAX}"
-    return ""
+def session_name(raw: msgspec.Raw) -> str:
+    """Whose description it was; empty when nobody can tell."""
+    try:
+        return DECODE_NAME.decode(raw).session
+    except (ValueError, RecursionError):
+        return ""
+
+
+def decode_bounded(decoder: "msgspec.json.Decoder[T]", raw: msgspec.Raw) -> T | str:
+    """A value within the bounds of its type, or what is wrong with it."""
+    try:
+        return decoder.decode(raw)
+    except (ValueError, RecursionError) as exc:
+        return describe(exc)
 
 
 def judge_event(raw: msgspec.Raw, refused_sessions: dict[str, str], now_ns: int) -> Arrival | str:
     """The event, ready to be stored, or the reason against it."""
-    try:
-        event = DECODE_EVENT.decode(raw)
-    except (ValueError, RecursionError) as exc:
-        return f"not understood: {describe(exc)}"
+    event = decode_bounded(DECODE_EVENT, raw)
+    if isinstance(event, str):
+        return f"not understood: {event}"
     if reason := refused_sessions.get(event.session) or event_problem(event, now_ns):
         return reason
     try:
@@ -184,30 +223,12 @@ def judge_event(raw: msgspec.Raw, refused_sessions: dict[str, str], now_ns: int)
 
 
 def event_problem(event: Event, now_ns: int) -> str:
-    """What is wrong with an event's fields; empty when nothing is."""
-    for field in ("offset", "index", "at_ns", "size_bytes"):
-        if not is_count(getattr(event, field)):
-            return f"{field} is outside 0 to {OFFSET_MAX}"
-    if event.took_ns is not None and not is_count(event.took_ns):
-        return f"took_ns is outside 0 to {OFFSET_MAX}"
-    if event.error_code is not None and not -OFFSET_MAX <= event.error_code <= OFFSET_MAX:
-        return f"error_code is outside ±{OFFSET_MAX}"
+    """What is wrong with an event's fields that its types do not say; empty when nothing is."""
     if event.at_ns > now_ns + AHEAD_MAX_NS:
         return "at_ns is over 24 h ahead of this server's clock"
-    for field, most in TEXT_FIELDS:
-        if not is_text(getattr(event, field) or "", most):
-            return f"{field} is over {most} characters"
-    if event.sha256 is not None and not is_sha256(event.sha256):
-        return "sha256 is not 64 lower-case hexadecimal digits"
+    if event.sha256 is not None and event.sha256.strip("0123456789abcdef"):
+        return "sha256 is not lower-case hexadecimal"
     return ""
-
-
-TEXT_FIELDS = (
-    ("session", SESSION_MAX_CHARS),
-    ("method", METHOD_MAX_CHARS),
-    ("target", TARGET_MAX_CHARS),
-    ("rpc_id", RPC_ID_MAX_CHARS),
-)
 
 
 def payload_problem(event: Event, payload: bytes | None) -> str:
@@ -223,19 +244,24 @@ def payload_problem(event: Event, payload: bytes | None) -> str:
     return ""
 
 
-def is_count(number: int) -> bool:
-    """Whether both stores can keep the number, and it is no negative one."""
-    return 0 <= number <= OFFSET_MAX
+def refuse_nuls(checked: CheckedBatch) -> CheckedBatch:
+    """The batch without what PostgreSQL could not keep: a NUL in any text but a payload."""
+    sessions = tuple(session for session in checked.sessions if not field_with_nul(session, SESSION_TEXTS))
+    judged = tuple(
+        f"{field} holds a NUL"
+        if isinstance(one, Arrival) and (field := field_with_nul(one.event, EVENT_TEXTS))
+        else one
+        for one in checked.judged
+    )
+    return CheckedBatch(checked.batch_id, sessions, judged)
 
 
-def is_text(text: str, most_chars: int) -> bool:
-    """Whether both stores can keep the text: not too long, and no NUL, which PostgreSQL refuses."""
-    return len(text) <= most_chars and "\0" not in text
-
-
-def is_sha256(text: str) -> bool:
-    """Whether the text is a digest as kmd writes it."""
-    return len(text) == SHA256_CHARS and not text.strip("0123456789abcdef")
+def field_with_nul(described: Event | Session, fields: tuple[str, ...]) -> str:
+    """The first of *fields* with a NUL in it; empty when there is none."""
+    for field in fields:
+        if "\0" in (getattr(described, field) or ""):
+            return field
+    return ""
 
 
 def describe(error: Exception) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+import msgspec
+
 from km_server.store.rollup import Figures, Series
 from kmd.wire import Event, Session, Verdict
 
@@ -45,12 +47,11 @@ class ApiKey:
     revoked_at_ns: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True):
     """An event that passed every check that needs no store, with its payload's exact bytes."""
 
     event: Event
-    payload: bytes | None = field(repr=False)
+    payload: bytes | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,16 +75,24 @@ class Deltas:
 
     def add(self, tenant_id: int, server: str, events: Iterable[Event]) -> None:
         """Count new *events* of one tenant's sessions of one server."""
+        figures_of: dict[tuple[int, str | None, str | None], tuple[Slot, Figures]] = {}
         for event in events:
-            series = Series(server, event.method or "", event.target or "")
-            slot = Slot(tenant_id, event.at_ns // MINUTE_NS, series)
-            figures = self.figures.get(slot)
-            if figures is None:
-                figures = self.figures[slot] = Figures()
+            place = (event.at_ns // MINUTE_NS, event.method, event.target)
+            found = figures_of.get(place)
+            if found is None:
+                found = figures_of[place] = self._open(tenant_id, server, *place)
+            slot, figures = found
             figures.add(event)
             if event.took_ns is not None:
-                place = (slot, bucket_of(event.took_ns))
-                self.latencies[place] = self.latencies.get(place, 0) + 1
+                bucket = (slot, bucket_of(event.took_ns))
+                self.latencies[bucket] = self.latencies.get(bucket, 0) + 1
+
+    def _open(
+        self, tenant_id: int, server: str, minute: int, method: str | None, target: str | None
+    ) -> tuple[Slot, Figures]:
+        """The slot and its counters so far."""
+        slot = Slot(tenant_id, minute, Series(server, method or "", target or ""))
+        return slot, self.figures.setdefault(slot, Figures())
 
 
 def is_message(event: Event) -> bool:
