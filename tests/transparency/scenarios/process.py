@@ -1,0 +1,234 @@
+"""What the server is: its place among processes, its limits, its environment, its descriptors."""
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+from tests.transparency.client import Client, Record
+from tests.transparency.stage import Stage, cases, scenario
+
+SETUPS: dict[str, str] = {
+    "as_it_is": ":",
+    "umask": "umask 027",
+    "cwd": "cd /usr",
+    "cwd_that_is_gone": "mkdir away && cd away && rmdir ../away",
+    "few_descriptors": "ulimit -n 32",
+    "no_core": "ulimit -c 0",
+    "small_files": "ulimit -f 1000",
+    "small_stack": "ulimit -s 1024",
+    "soft_limit": "ulimit -S -n 50",
+    "nice": "nice -n 7 true && renice -n 7 -p $$ >/dev/null",
+    "one_cpu": "taskset -p 1 $$ >/dev/null",
+}
+
+
+def told(client: Client) -> Record:
+    """What the `report` probe says, with numbers that differ from run to run replaced by what they should equal."""
+    output = client.receive_rest()
+    about: Record = json.loads(output)
+    group_of = {
+        client.process.pid: "server",
+        os.getpid(): "client",
+        os.getpgid(0): "client's",
+        os.getsid(0): "client's",
+    }
+    for name in ("pid", "ppid", "pgid", "sid"):
+        about[name] = group_of.get(about[name], "another")
+    if client.errors >= 0:
+        about["stderr"] = about["stderr"] == os.fstat(client.errors).st_ino
+    return {"about": about, **client.finish()}
+
+
+@cases(**SETUPS)
+def process_state(stage: Stage, setup: str) -> Record:
+    record = told(stage.probe("report", setup=setup, cwd=stage.folder))
+    record["about"]["cwd"] = record["about"]["cwd"].replace(str(stage.folder), "")
+    return record
+
+
+@cases(own_session={"start_new_session": True}, own_group={"process_group": 0})
+def place_among_processes(stage: Stage, options: dict[str, Any]) -> Record:
+    return told(stage.probe("report", **options))
+
+
+@scenario
+def stderr_is_the_very_file(stage: Stage) -> Record:
+    log = stage.folder / "log"
+    with log.open("wb") as file:
+        client = stage.probe("chatter", stderr=file)
+        record = client.finish(b"one\n")
+    return {"log": log.read_bytes(), **record}
+
+
+@scenario
+def extra_descriptor_is_handed_on(stage: Stage) -> Record:
+    """A descriptor that the client shares with the server stays, and it ends when the server ends."""
+    ours, theirs = os.pipe()
+    try:
+        client = stage.start(
+            ["/bin/sh", "-c", f"echo through {theirs} >&{theirs}; ls /proc/self/fd"], pass_fds=(theirs,)
+        )
+    finally:
+        os.close(theirs)
+    with os.fdopen(ours, "rb") as shared:
+        text = shared.read().replace(str(theirs).encode(), b"N")
+        return {"shared": text, **client.finish()}
+
+
+@scenario
+def descriptors_seen_by_a_plain_program(stage: Stage) -> Record:
+    return stage.start(["/bin/ls", "/proc/self/fd"]).finish()
+
+
+@scenario
+def sockets_instead_of_pipes(stage: Stage) -> Record:
+    """Node gives its children socketpairs."""
+    return over_sockets(stage, "report", told)
+
+
+@scenario
+def echo_over_sockets(stage: Stage) -> Record:
+    return over_sockets(stage, "echo", lambda client: client.finish(os.fsencode("s" * 300_000)))
+
+
+@scenario
+def half_close_over_sockets(stage: Stage) -> Record:
+    return over_sockets(stage, "after_eof", lambda client: client.finish(b"r\n"))
+
+
+@scenario
+def server_leaves_over_sockets(stage: Stage) -> Record:
+    def play(client: Client) -> Record:
+        return {"seen": client.receive_rest(), "gone": client.sees_gone(client.input), **client.finish()}
+
+    return over_sockets(stage, "close_both", lambda client: {**play_closed(client), **client.finish()}) | over_sockets(
+        stage, "emit", play, 10, 4
+    )
+
+
+@scenario
+def client_leaves_over_sockets(stage: Stage) -> Record:
+    def play(client: Client) -> Record:
+        client.receive_line()
+        client.close_output()
+        return client.finish()
+
+    return over_sockets(stage, "notice_reader_gone", play)
+
+
+def play_closed(client: Client) -> Record:
+    seen = {"closed_output": client.receive_rest(), "closed_gone": client.sees_gone(client.input)}
+    client.process.terminate()
+    return seen
+
+
+def over_sockets(stage: Stage, probe: str, play: Callable[[Client], Record], *args: object) -> Record:
+    """Start *probe* on two socketpairs, as libuv does, and *play* the client's part."""
+    (our_in, their_in), (our_out, their_out) = socket.socketpair(), socket.socketpair()
+    with their_in, their_out:
+        client = stage.probe(probe, *args, stdin=their_in, stdout=their_out)
+    client.take_over(our_in.detach(), our_out.detach())
+    return play(client)
+
+
+@scenario
+def one_socket_for_both(stage: Stage) -> Record:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        client = stage.probe("after_eof", stdin=theirs, stdout=theirs)
+    with ours:
+        ours.settimeout(10)
+        ours.sendall(b"request\n")
+        ours.shutdown(socket.SHUT_WR)
+        parts = []
+        while part := ours.recv(4096):
+            parts.append(part)
+        return {"seen": b"".join(parts), **client.finish()}
+
+
+@scenario
+def stdin_is_dev_null(stage: Stage) -> Record:
+    return stage.probe("after_eof", stdin=subprocess.DEVNULL).finish()
+
+
+@scenario
+def stdin_is_a_file(stage: Stage) -> Record:
+    source = stage.folder / "requests"
+    source.write_bytes(b"from a file\n" * 20_000)
+    with source.open("rb") as file:
+        return stage.probe("echo", stdin=file).finish()
+
+
+@scenario
+def stdout_is_a_file(stage: Stage) -> Record:
+    """What is in the file once everything that was started is gone."""
+    target = stage.folder / "answers"
+    with target.open("wb") as file:
+        record = stage.probe("emit", 100_000, stdout=file).finish()
+    return {**record, "left_first": stage.left(), "answers": target.stat().st_size}
+
+
+@scenario
+def stdout_is_dev_null(stage: Stage) -> Record:
+    return stage.probe("chatter", stdout=subprocess.DEVNULL).finish(b"into the void\n")
+
+
+@cases(stdin="<&-", stdout=">&-", stderr="2>&-", all_three="<&- >&- 2>&-")
+def closed_from_the_start(stage: Stage, how: str) -> Record:
+    """The setup shell closes descriptors; the server leaves a file that says which it has."""
+    result = stage.folder / "found"
+    look = f"exec 9>{result}; for n in 0 1 2; do test -e /proc/$$/fd/$n && echo $n >&9; done"
+    record = stage.start(["/bin/sh", "-c", look], setup=f"exec {how}").finish()
+    return {"found": result.read_bytes(), **record}
+
+
+ENVIRONMENTS: dict[str, dict[bytes, bytes]] = {
+    "no_lang": {b"PATH": b"/usr/bin:/bin"},
+    "lang": {b"LANG": b"en_US.UTF-8", b"PATH": b"/usr/bin:/bin"},
+    "lc_all_c": {b"LC_ALL": b"C", b"PATH": b"/usr/bin:/bin"},
+    "own_lc_ctype": {b"LC_CTYPE": b"C.UTF-8", b"PATH": b"/usr/bin:/bin"},
+    "empty": {},
+    "not_utf8": {b"W\xffRD": b"\xfe\x80", b"PATH": b"/usr/bin:/bin"},
+    "empty_value_and_equals": {b"A": b"", b"B": b"=x==", b"PATH": b"/usr/bin:/bin"},
+    "multi_line": {b"FUNC": b"() { echo;\n }", b"PATH": b"/usr/bin:/bin"},
+    "python_settings": {b"PYTHONHOME": b"/nowhere", b"PYTHONPATH": b"/nowhere", b"PYTHONUNBUFFERED": b"1"},
+    "large": {b"BIG": b"v" * 100_000},
+}
+
+
+@cases(**ENVIRONMENTS)
+def environment(stage: Stage, environ: dict[bytes, bytes]) -> Record:
+    return stage.start(["/bin/cat", "/proc/self/environ"], env=environ).finish()
+
+
+@cases(plain=["a", "b"], empty=[""], spaces=["a b", "  ", "\n"], options=["--home", "-x", "--", "--name"])
+def arguments(stage: Stage, words: list[str]) -> Record:
+    return stage.start(["/bin/sh", "-c", 'printf "<%s>" "$@"', "sh", *words]).finish()
+
+
+@scenario
+def arguments_that_are_not_utf8(stage: Stage) -> Record:
+    return stage.start(["/bin/sh", "-c", 'printf "<%s>" "$@"', "sh", os.fsdecode(b"\xff\xfe")]).finish()
+
+
+@scenario
+def command_found_on_path(stage: Stage) -> Record:
+    folder = stage.folder / "bin"
+    folder.mkdir()
+    (folder / "my-server").write_text("#!/bin/sh\necho $0\n")
+    (folder / "my-server").chmod(0o755)
+    record = stage.start(["my-server"], env={**stage.environ, "PATH": f"{folder}:/usr/bin:/bin"}).finish()
+    return {**record, "output": record["output"].replace(bytes(stage.folder), b"")}
+
+
+@scenario
+def script_without_interpreter_line(stage: Stage) -> Record:
+    """execvp(3) hands it to the shell; a client that uses execvp gets the same from km."""
+    script = stage.folder / "script"
+    script.write_text("echo plain $1\n")
+    script.chmod(0o755)
+    words = ["/usr/bin/env", str(script), "word"]
+    return stage.start(words).finish()
