@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli_w
 
-from kmd.config import DEFAULT_NAME, Destination, parse_config, parse_toml
+from kmd.config import DEFAULT_NAME, LOCAL_ONLY, Destination, parse_config, parse_toml
 from kmd.errors import ConfigError
 
 HEADER = re.compile(r"""[ \t]*\[\[[ \t]*(?:destinations|"destinations"|'destinations')[ \t]*\]\][ \t]*(?:#.*)?""")
@@ -68,8 +68,11 @@ def says(text: str, wanted: dict[str, Any]) -> bool:
 def append_block(text: str, row: Row) -> str:
     """*text* with a `[[destinations]]` table at its end."""
     end = line_end(text)
+    text = text.replace(LOCAL_ONLY + end, "").removesuffix(LOCAL_ONLY)
     before = text if not text or text.endswith("\n") else text + end
-    lines = ["", "[[destinations]]", *render_lines(row)]
+    lines = ["[[destinations]]", *render_lines(row)]
+    if before and not before.endswith(end * 2):
+        lines.insert(0, "")
     return before + "".join(line + end for line in lines)
 
 

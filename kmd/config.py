@@ -248,6 +248,10 @@ def check_url(url: str, path: Path | None, key: str) -> str:
     return url.rstrip("/")
 
 
+LOCAL_ONLY = "# No destination: everything stays on this machine. 'kmctl init --url … --key …' adds one."
+"""The last line of a file without a destination; it goes when the first one comes."""
+
+
 def render_config(destinations: tuple[Destination, ...]) -> str:
     """An annotated config file: every setting as a comment with its default, then the destinations."""
     lines = ["# Kilometers. Every setting is shown with its default; remove the '#' to change one."]
@@ -266,10 +270,7 @@ def render_config(destinations: tuple[Destination, ...]) -> str:
             tomli_w.dumps({key: text for key, text in row.items() if text}).strip(),
         ]
     if not destinations:
-        lines += [
-            "",
-            "# No destination: everything stays on this machine. 'kmctl init --url … --key …' adds one.",
-        ]
+        lines += ["", LOCAL_ONLY]
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,175 @@
+"""What kmctl shows, from values alone."""
+
+import io
+from datetime import UTC
+from typing import Any
+
+import msgspec
+import pytest
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+
+from kmctl.answers import Progress, Reason, Seen, Status, find_faults, parse_part
+from kmctl.render import render_progress, render_reason, render_seen, render_status
+from kmd.errors import RemoteProtocolError
+from tests.cli.stub import destination_of, status_of
+
+AT_NS = 1_767_225_600_123_456_789
+"""2026-01-01 00:00:00.123 UTC."""
+
+ANSWER = Seen(
+    seq=2,
+    server="git",
+    stream="to_client",
+    at_ns=AT_NS,
+    kind="response",
+    method="tools/call",
+    target="git_log",
+    rpc_id="7",
+    size_bytes=2048,
+    took_ns=17_000_000,
+    outcome="tool_error",
+)
+
+
+def draw(page: RenderableType, width: int = 200) -> str:
+    """*page* as plain text."""
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(page)
+    return out.getvalue()
+
+
+def read_status(*destinations: dict[str, Any], **outbox: object) -> Status:
+    return parse_part({"status": status_of(*destinations, **outbox)}, "status", Status)
+
+
+def test_a_message_in_a_pipe_is_whole() -> None:
+    line = render_seen(ANSWER, UTC, None).plain
+    assert line.split() == [
+        "2026-01-01T00:00:00.123+0000", "git", "←", "response", "tools/call", "git_log", "#7", "2.0", "KiB", "17",
+        "ms", "tool_error",
+    ]  # fmt: skip
+
+
+def test_columns_line_up() -> None:
+    request = Seen(server="a", stream="to_server", at_ns=AT_NS, kind="request", method="ping", rpc_id="1", size_bytes=9)
+    first, second = (render_seen(seen, UTC, None).plain for seen in (request, ANSWER))
+    assert first.index("→") == second.index("←")
+    assert first.index("#1") == second.index("#7")
+
+
+@pytest.mark.parametrize("width", [1, 10, 20, 40, 60, 80, 100, 200])
+@pytest.mark.parametrize("target", ["git_log", "x" * 500, "大" * 300, ""])
+def test_a_message_on_a_terminal_is_never_wider_than_it(width: int, target: str) -> None:
+    line = render_seen(msgspec.structs.replace(ANSWER, target=target, server=target[:60]), UTC, width)
+    assert cell_len(line.plain) <= width
+    assert "\n" not in line.plain
+
+
+def test_a_long_target_gives_way_before_the_outcome_does() -> None:
+    line = render_seen(msgspec.structs.replace(ANSWER, target="x" * 500), UTC, 100).plain
+    assert line.endswith("tool_error")
+    assert "tools/call xxx" in line
+    assert "…" in line
+
+
+def test_a_long_target_is_whole_in_a_pipe() -> None:
+    assert "x" * 5000 in render_seen(msgspec.structs.replace(ANSWER, target="x" * 5000), UTC, None).plain
+
+
+@pytest.mark.parametrize("width", [None, 80])
+def test_a_message_cannot_speak_to_the_terminal(width: int | None) -> None:
+    evil = "\x1b[2J\x9b\u202e\r\n"
+    seen = Seen(server=evil, stream=evil, kind=evil, method=evil, target=evil, rpc_id=evil, outcome=evil, at_ns=AT_NS)
+    line = render_seen(seen, UTC, width).plain
+    assert not set("\x1b\x9b\u202e\r\n") & set(line)
+
+
+@pytest.mark.parametrize("at_ns", [2**63 - 1, -(2**63), 10**30])
+def test_an_impossible_time_does_not_end_the_tail(at_ns: int) -> None:
+    assert render_seen(msgspec.structs.replace(ANSWER, at_ns=at_ns), UTC, None).plain
+
+
+def test_an_error_code_is_shown() -> None:
+    seen = msgspec.structs.replace(ANSWER, kind="error", outcome="rpc_error", error_code=-32601)
+    assert render_seen(seen, UTC, None).plain.endswith("rpc_error -32601")
+
+
+def test_a_server_that_is_well_has_no_faults() -> None:
+    assert find_faults(read_status(destination_of(), destination_of(state="sending", pending=4))) == []
+
+
+@pytest.mark.parametrize(
+    ("destination", "outbox", "fault"),
+    [
+        ({"state": "paused"}, {}, "team is paused"),
+        ({"state": "retrying"}, {}, "team is retrying"),
+        ({"quarantined": 3}, {}, "team refused 3 (quarantined)"),
+        ({}, {"gap_bytes": 4096}, "4,096 bytes were not captured"),
+        ({}, {"last_error": "disk full"}, "the outbox cannot be written: disk full"),
+    ],
+)
+def test_faults(destination: dict[str, Any], outbox: dict[str, Any], fault: str) -> None:
+    status = read_status(destination_of(**destination), **outbox)
+    assert find_faults(status) == [fault]
+    assert f"degraded: {fault}" in draw(render_status(status))
+
+
+def test_the_status_page_says_everything() -> None:
+    failing = destination_of(
+        state="retrying", pending=2500, settled=7, next_attempt_s=61.2, last_error="no connection", hint="is it up?"
+    )
+    status = status_of(failing, oldest_pending_age_s=300.0)
+    status["sessions"] = [
+        {"name": "git", "command": "uvx", "pid": 99, "events": 12, "bytes_to_server": 2048, "open_requests": 1}
+    ]
+    page = draw(render_status(parse_part({"status": status}, "status", Status)))
+    for words in (
+        "9.9, pid 42, up 1 m 01 s", "7 events, 4.0 KiB", "5 m 00 s", "git", "uvx", "2.0 KiB", "2,500", "in 1 m 01 s",
+        "https://km.example.com", "team: no connection", "hint: is it up?", "never",
+    ):  # fmt: skip
+        assert words in page
+
+
+def test_the_status_page_without_destinations_says_local_only() -> None:
+    assert "nothing to sync to: local only" in draw(render_status(read_status()))
+
+
+def test_the_status_page_cannot_speak_to_the_terminal() -> None:
+    evil = "\x1b[2J\x9b"
+    status = status_of(
+        destination_of(name=evil, url=evil, state=evil, last_error=evil, hint=evil, last_success_at=evil)
+    )
+    status["daemon"] |= {"version": evil, "config": evil}
+    status["outbox"]["path"] = evil
+    status["sessions"] = [{"name": evil, "command": evil}]
+    page = draw(render_status(parse_part({"status": status}, "status", Status)))
+    assert "\x1b" not in page
+    assert "\x9b" not in page
+
+
+def test_a_long_url_is_folded_not_cut() -> None:
+    url = "https://km.example.com/" + "a" * 100
+    page = draw(render_status(read_status(destination_of(url=url))), width=100)
+    assert page.count("a") > 100
+
+
+def test_progress_as_a_line() -> None:
+    progress = [Progress(name="team", pending=1200, state="sending"), Progress(name="b\x1b", pending=0, state="idle")]
+    assert render_progress(progress) == "team: 1,200 pending (sending), b\\x1b: 0 pending (idle)"
+
+
+def test_a_reason_is_one_line() -> None:
+    reason = Reason(name="team", pending=3, state="paused", error="the key was refused (401)\n", hint="check the key")
+    assert render_reason(reason) == "team: 3 events pending, paused: the key was refused (401)\\x0a (check the key)"
+    assert render_reason(Reason(name="team", pending=1)) == "team: 1 event pending, not done"
+
+
+@pytest.mark.parametrize("answer", [{}, {"status": 5}, {"status": {"daemon": {"pid": "x"}}}])
+def test_an_answer_of_another_shape_is_a_protocol_error(answer: dict[str, Any]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        parse_part(answer, "status", Status)
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert parse_part({"status": {"new": 1, "daemon": {"new": 2, "pid": 3}}}, "status", Status).daemon.pid == 3
