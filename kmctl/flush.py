@@ -1,5 +1,6 @@
 """`kmctl flush`: wait until every destination has settled what is in the outbox now, or say why not."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,18 @@ TIMEOUT_MAX_S = 86_400.0
 Show = Callable[[Sequence[Progress]], None]
 
 
+def check_number(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    """Raises click.BadParameter for `nan`, which lies within every range."""
+    if math.isnan(value):
+        raise click.BadParameter("is not a number")
+    return value
+
+
 @click.command()
 @click.option(
     "--timeout",
     "timeout_s",
+    callback=check_number,
     type=click.FloatRange(0, TIMEOUT_MAX_S),
     default=30,
     show_default=True,

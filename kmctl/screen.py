@@ -22,9 +22,15 @@ def open_console(file: TextIO | None = None) -> "Console":
     """
     from rich.console import Console
 
+    class PipeConsole(Console):
+        """Leaves a closed pipe to kmctl.cli; rich would exit by itself, with another code."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     stream = file or sys.stdout
     terminal = stream.isatty()
-    return Console(
+    return PipeConsole(
         file=stream,
         force_terminal=terminal,
         color_system="auto" if terminal and not os.environ.get("NO_COLOR") else None,

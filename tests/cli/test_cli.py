@@ -1,0 +1,231 @@
+"""The command line as a whole: help, usage, exit codes, pipes, Ctrl-C, what start-up loads."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from kmctl import cli
+from kmctl.cli import kmctl, run
+from kmd.errors import ConfigError, DaemonUnavailable, KilometersError
+from tests.cli.stub import destination_of, status_of, stub_daemon
+from tests.cli.terminal import KMCTL, WAIT_S, clean_environ, run_kmctl, run_on_terminal
+
+COMMANDS = sorted(kmctl.commands)
+
+
+def test_the_commands() -> None:
+    assert COMMANDS == ["config", "flush", "init", "status", "tail"]
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=str)
+def test_every_help_has_an_example(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*arguments, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Example:" in shown
+    assert " ".join(["kmctl", *arguments]) in shown.split("Example:")[1]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_home_and_json(name: str) -> None:
+    options = {option for parameter in kmctl.commands[name].params for option in parameter.opts}
+    assert {"--home", "--json"} <= options
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("kmctl ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        (["nonsense"], "kmctl"),
+        (["--nonsense"], "kmctl"),
+        (["tail", "-n", "x"], "kmctl tail"),
+        (["tail", "-n", "-1"], "kmctl tail"),
+        (["tail", "-n", "10001"], "kmctl tail"),
+        (["flush", "--timeout", "-1"], "kmctl flush"),
+        (["flush", "--timeout", "nan"], "kmctl flush"),
+        (["status", "extra"], "kmctl status"),
+        (["init", "--key", "a", "--key-stdin", "--url", "http://a"], "kmctl init"),
+        (["init", "--local", "--url", "http://a"], "kmctl init"),
+        (["init", "--key", "a"], "kmctl init"),
+        (["init", "--key", "a", "--url", ""], "kmctl init"),
+    ],
+)
+def test_usage(arguments: list[str], path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--home", str(tmp_path), *arguments]) == 2
+    shown = capsys.readouterr()
+    error, hint = shown.err.splitlines()
+    assert error.startswith("error: ")
+    assert hint == f"hint: see '{path} --help'"
+    assert shown.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_command_shows_the_help_as_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "Usage: kmctl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["flush"], ["tail"], ["tail", "-f"], ["status", "--json"]], ids=str)
+def test_no_daemon(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = tmp_path / "a home"
+    assert run(["--home", str(home), *arguments]) == 3
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"error: kmd is not running\nhint: start it with 'kmd --home '{home}''\n"
+
+
+def test_no_daemon_without_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KM_HOME", str(tmp_path))
+    assert run(["status"]) == 3
+    assert capsys.readouterr().err.endswith("hint: start it with 'kmd'\n")
+
+
+def test_home_after_the_command_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = tmp_path / "right"
+    with stub_daemon(home, {"status": [{"status": status_of()}]}):
+        assert run(["--home", str(tmp_path), "status", "--home", str(home)]) == 0
+        assert run(["--home", str(home), "status"]) == 0
+    assert capsys.readouterr().out.count("pid 42") == 2
+
+
+@pytest.mark.parametrize(
+    ("exc", "code"),
+    [
+        (KilometersError("a\nb\x1b[2J", hint="c\x1b"), 1),
+        (ConfigError(None, "a", "b", hint="c"), 1),
+        (DaemonUnavailable("a", hint="c"), 3),
+        (click.FileError("a"), 1),
+        (KeyboardInterrupt(), 130),
+        (click.Abort(), 130),
+        (BrokenPipeError(), 141),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_end_has_its_code(
+    exc: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def fail() -> None:
+        raise exc
+
+    monkeypatch.setitem(kmctl.commands, "fail", fail)
+    monkeypatch.setattr(cli, "leave_pipe", lambda: 141)
+    assert run(["fail"]) == code
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown
+    if code in (130, 141):
+        assert shown == ""
+    else:
+        assert shown.startswith("error: ")
+        assert shown.count("\n") == (2 if isinstance(exc, KilometersError) else 1)
+
+
+HEAVY = (
+    "httpx",
+    "trio",
+    "sqlite_utils",
+    "rich",
+    "aiohttp",
+    "structlog",
+    "pysqlite3",
+    "sqlite3",
+    "asyncio",
+    "zstandard",
+)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["config"], ["init", "--local"]], ids=str)
+def test_start_up_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from kmctl.cli import run; code = run(sys.argv[1:]);"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr); sys.exit(code)"
+    )
+    words = [sys.executable, "-c", code, "--home", str(tmp_path), *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=WAIT_S, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
+def test_ctrl_c_is_quiet(tmp_path: Path) -> None:
+    with stub_daemon(tmp_path, {"tail": [{"event": {"seq": 1, "method": "ping"}}]}, hold=True):
+        process = subprocess.Popen(
+            [*KMCTL, "--home", str(tmp_path), "tail", "-f"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=clean_environ(),
+        )
+        with process:
+            assert process.stdout is not None
+            assert b"ping" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]], ids=str)
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path, extra: list[str]) -> None:
+    events = [{"event": {"seq": number, "method": "ping" * 100}} for number in range(2000)]
+    with stub_daemon(tmp_path, {"tail": events}):
+        process = subprocess.Popen(
+            [*KMCTL, "--home", str(tmp_path), "tail", *extra],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=clean_environ(),
+        )
+        with process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.stdout.close()
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+            assert process.wait(WAIT_S) == 141
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]], ids=str)
+def test_a_reader_that_is_gone_before_the_first_byte(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [*KMCTL, *arguments], stdout=writer, stderr=subprocess.PIPE, timeout=WAIT_S, env=clean_environ()
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_colours_are_for_terminals(tmp_path: Path) -> None:
+    failing = destination_of(state="paused", last_error="the key was refused (401)")
+    with stub_daemon(tmp_path, {"status": [{"status": status_of(failing)}]}):
+        arguments = ["--home", str(tmp_path), "status"]
+        code, shown = run_on_terminal(arguments)
+        assert (code, "\x1b[" in shown) == (4, True)
+        code, shown = run_on_terminal(arguments, environ={"NO_COLOR": "1"})
+        assert (code, "\x1b[" in shown) == (4, False)
+        code, shown = run_on_terminal(arguments, environ={"NO_COLOR": ""})
+        assert "\x1b[" in shown
+        for environ in ({}, {"FORCE_COLOR": "1"}):
+            code, shown, _ = run_kmctl(*arguments, environ=environ)
+            assert (code, "\x1b[" in shown) == (4, False)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_that_is_not_utf8_is_no_traceback(tmp_path: Path, encoding: str) -> None:
+    with stub_daemon(tmp_path, {"tail": [{"event": {"stream": "to_server", "method": "大"}}]}):
+        done = subprocess.run(
+            [*KMCTL, "--home", str(tmp_path), "tail"],
+            capture_output=True,
+            timeout=WAIT_S,
+            env=clean_environ({"PYTHONIOENCODING": encoding}),
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert ("→".encode() if encoding == "utf-8" else b"\\u2192") in done.stdout
