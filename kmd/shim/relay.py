@@ -84,7 +84,7 @@ def new_session_id(now_ns: int, random: bytes) -> str:
 def let_go(keep: tuple[int, ...]) -> None:
     """Hold nothing of the client's but the two pipes: not its directory, its stderr or another descriptor."""
     os.chdir("/")
-    for signum in (_signal.SIGPIPE, _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT):
+    for signum in (_signal.SIGPIPE, _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGXFSZ):
         _signal.signal(signum, _signal.SIG_IGN)
     try:
         listed = os.listdir("/dev/fd")

@@ -51,7 +51,8 @@ def server_closes_stdin_unread(stage: Stage) -> Record:
 @scenario
 def server_closes_both_and_lives_on(stage: Stage) -> Record:
     client = stage.probe("close_both")
-    record = {"seen": client.receive_rest(), "gone": client.sees_gone(client.input), "write": try_send(client)}
+    record: Record = {"seen": client.receive_rest(), "note": client.receive_note()}
+    record |= {"gone": client.sees_gone(client.input), "write": try_send(client)}
     record["alive"] = client.process.poll() is None
     client.process.terminate()
     return {**record, **client.finish()}

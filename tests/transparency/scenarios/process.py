@@ -49,6 +49,14 @@ def process_state(stage: Stage, setup: str) -> Record:
     return record
 
 
+@cases(
+    tiny_files="ulimit -f 8", no_files="ulimit -f 0", few_descriptors="ulimit -n 8", little_memory="ulimit -v 400000"
+)
+def limits_that_are_ours_too(stage: Stage, setup: str) -> Record:
+    """The relay runs under the server's limits, so none of them may end the traffic."""
+    return stage.probe("echo", setup=setup).finish(b"m" * (12 << 20))
+
+
 @cases(own_session={"start_new_session": True}, own_group={"process_group": 0})
 def place_among_processes(stage: Stage, options: dict[str, Any]) -> Record:
     return told(stage.probe("report", **options))
@@ -120,7 +128,8 @@ def client_leaves_over_sockets(stage: Stage) -> Record:
 
 
 def play_closed(client: Client) -> Record:
-    seen = {"closed_output": client.receive_rest(), "closed_gone": client.sees_gone(client.input)}
+    seen: Record = {"note": client.receive_note(), "closed_output": client.receive_rest()}
+    seen["closed_gone"] = client.sees_gone(client.input)
     client.process.terminate()
     return seen
 

@@ -1,0 +1,89 @@
+"""What only km does: a command that is not there, the console script, and the relay's own place and manners."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import wait_for
+from tests.transparency.client import Client
+from tests.transparency.scenarios import closing, payload, process, signals
+from tests.transparency.stage import SCENARIOS, Stage, Wrap, bare, km, km_script, observe
+
+MODULES = (closing, payload, process, signals)
+BY_SCRIPT = (
+    "bytes_come_back[line_of_1_mib]", "descriptors_seen_by_a_plain_program", "process_state[as_it_is]",
+    "environment[no_lang]", "environment[not_utf8]", "ignored_signals[none]",
+    "ignored_signals[many]", "blocked_signals", "exit_code[seven]", "client_signals_the_process[TERM]",
+    "arguments[options]", "sockets_instead_of_pipes",
+)  # fmt: skip
+BURSTS = 50
+
+
+@pytest.mark.parametrize("name", BY_SCRIPT)
+def test_the_console_script_is_as_transparent(name: str, tmp_path: Path) -> None:
+    act = SCENARIOS[name].act
+    assert observe(act, km_script, tmp_path) == observe(act, bare, tmp_path)
+
+
+def test_last_words_arrive_whole_every_time(tmp_path: Path) -> None:
+    """A race that is lost once in a while would be lost here."""
+    with Stage(tmp_path, km) as stage:
+        for _ in range(BURSTS):
+            client = stage.probe("emit", 60_000, 3)
+            assert client.wait() == 3
+            assert len(client.receive_rest()) == 60_000
+
+
+@pytest.mark.parametrize("wrap", [km, km_script])
+@pytest.mark.parametrize(
+    ("command", "status", "says"),
+    [
+        ("no-such-server", 127, b"no-such-server"),
+        ("./no/such/server", 127, b"no/such/server"),
+        ("{folder}/plain", 126, b"plain"),
+        ("{folder}", 126, b"executable"),
+        ("{folder}/plain/below", 127, b"below"),
+    ],
+)
+def test_a_command_that_cannot_run(wrap: Wrap, command: str, status: int, says: bytes, tmp_path: Path) -> None:
+    """One line on stderr, the shell's status, nothing on stdout, nobody left."""
+    (tmp_path / "plain").write_text("not executable")
+    with Stage(tmp_path, wrap) as stage:
+        record = stage.start([command.format(folder=tmp_path)]).finish(b"request\n")
+        assert (record["output"], record["status"]) == (b"", status)
+        assert record["errors"].startswith(b"km: ")
+        assert record["errors"].count(b"\n") == 1
+        assert says in record["errors"]
+        assert stage.left() == []
+
+
+def relay_of(stage: Stage, client: Client) -> int:
+    """The relay's pid: what runs of this stage beside the server."""
+    return wait_for(lambda: next((pid for pid in stage.running() if pid != client.process.pid), None), "the relay")
+
+
+def test_the_relay_holds_nothing_of_the_clients(tmp_path: Path) -> None:
+    """Own session, nobody's child here, `/` as its folder, no stderr, no other descriptor."""
+    shared, theirs = os.pipe()
+    with Stage(tmp_path, km) as stage, os.fdopen(shared, "rb"), os.fdopen(theirs, "wb"):
+        client = stage.probe("echo", pass_fds=(theirs,), cwd=tmp_path)
+        client.send(b"x")
+        client.receive(1)
+        relay = relay_of(stage, client)
+        entry = Path("/proc", str(relay))
+        wait_for(lambda: str(entry.joinpath("cwd").readlink()) == "/", "the relay to leave the folder")
+        held = {entry.joinpath("fd", name.name).readlink() for name in entry.joinpath("fd").iterdir()}
+        assert os.fstat(theirs).st_ino not in {inode_of(str(link)) for link in held}
+        assert os.fstat(client.errors).st_ino not in {inode_of(str(link)) for link in held}
+        ppid, pgid, sid = (int(word) for word in entry.joinpath("stat").read_text().rpartition(")")[2].split()[1:4])
+        assert ppid not in (os.getpid(), client.process.pid)
+        assert relay != sid != os.getsid(0)
+        assert pgid not in (os.getpgid(0), client.process.pid)
+        client.finish()
+
+
+def inode_of(link: str) -> int:
+    """The inode in `pipe:[123]`; 0 for other links."""
+    kind, _, rest = link.partition(":[")
+    return int(rest.rstrip("]")) if kind == "pipe" else 0
