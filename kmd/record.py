@@ -22,6 +22,9 @@ NO_STREAM = 255
 
 BODY_MAX_BYTES = 1 << 20
 """Largest body that a reader accepts: room for any chunk (64 KiB) and any HELLO; checked before allocating."""
+POSITION_MAX = 1 << 60
+"""Largest offset or gap that a reader accepts: sums of a few of them still fit a signed 64-bit integer."""
+TIME_MAX_NS = (1 << 63) - 1
 
 _HEADER = struct.Struct("<BBHIQQ")
 """type, stream, zero, body bytes, offset, wall-clock ns."""
@@ -64,6 +67,8 @@ def parse_gap(body: bytes) -> int:
     if len(body) != _LENGTH.size:
         raise RecordError("a gap without its length")
     length: int = _LENGTH.unpack(body)[0]
+    if length > POSITION_MAX:
+        raise RecordError("a gap longer than any stream")
     return length
 
 
@@ -153,6 +158,8 @@ def parse_record(buffer: bytearray, start: int) -> Record | None:
     type_, stream, zero, length, offset, at_ns = _HEADER.unpack_from(buffer, start)
     if not HELLO <= type_ <= ACK or zero or length > BODY_MAX_BYTES:
         raise RecordError("not a record")
+    if offset > POSITION_MAX or at_ns > TIME_MAX_NS:
+        raise RecordError("a record from beyond any stream or time")
     body_start = start + HEADER_BYTES
     if body_start + length > len(buffer):
         return None
