@@ -34,16 +34,18 @@ class OpenRequest(NamedTuple):
 class Exchanges:
     """Pairs the answers of one session. Ids compare as raw JSON text, per direction: `1` is not `"1"`."""
 
-    __slots__ = ("_open", "_parked")
+    __slots__ = ("_open_to_client", "_open_to_server", "_parked")
 
     def __init__(self) -> None:
-        self._open: OrderedDict[tuple[Stream, str], OpenRequest] = OrderedDict()
+        # Two id spaces, one per direction; plain dicts by id, because an enum in a key is hashed in Python.
+        self._open_to_server: OrderedDict[str, OpenRequest] = OrderedDict()
+        self._open_to_client: OrderedDict[str, OpenRequest] = OrderedDict()
         self._parked: list[Message] = []
 
     @property
     def open_count(self) -> int:
         """Requests without an answer so far."""
-        return len(self._open)
+        return len(self._open_to_server) + len(self._open_to_client)
 
     @property
     def has_parked(self) -> bool:
@@ -74,7 +76,7 @@ class Exchanges:
         if message.kind is Kind.REQUEST:
             self._register(message)
         elif message.kind in ANSWERS and message.rpc_id is not None:
-            self._open.pop((message.stream.opposite, message.rpc_id), None)
+            self._requests_against(message).pop(message.rpc_id, None)
 
     def _observe_parked(self, message: Message) -> list[Message]:
         if message.kind in ANSWERS:
@@ -98,17 +100,24 @@ class Exchanges:
         return overtaken
 
     def _register(self, message: Message) -> None:
-        if message.rpc_id is None or message.rpc_id == "null":
+        rpc_id = message.rpc_id
+        if rpc_id is None or rpc_id == "null":
             return
-        self._open[message.stream, message.rpc_id] = OpenRequest(message.method, message.target, message.at_ns)
-        self._open.move_to_end((message.stream, message.rpc_id))
-        if len(self._open) > OPEN_MAX:
-            self._open.popitem(last=False)
+        requests = self._open_to_server if message.stream is Stream.TO_SERVER else self._open_to_client
+        if rpc_id in requests:
+            requests.move_to_end(rpc_id)
+        requests[rpc_id] = OpenRequest(message.method, message.target, message.at_ns)
+        if len(requests) > OPEN_MAX:
+            requests.popitem(last=False)
+
+    def _requests_against(self, answer: Message) -> OrderedDict[str, OpenRequest]:
+        """The open requests of the direction that *answer* answers."""
+        return self._open_to_client if answer.stream is Stream.TO_SERVER else self._open_to_server
 
     def _answer(self, message: Message) -> list[Message]:
         if message.rpc_id is None or message.rpc_id == "null":
             return [message]
-        request = self._open.pop((message.stream.opposite, message.rpc_id), None)
+        request = self._requests_against(message).pop(message.rpc_id, None)
         if request is not None:
             return [pair(request, message)]
         self._parked.append(message)

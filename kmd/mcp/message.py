@@ -222,8 +222,8 @@ def find_target(method: str | None, params: bytes) -> str | None:
 
 def cut(text: str | None) -> str | None:
     """At most NAME_MAX_CHARS of *text*, and nothing that UTF-8 cannot carry."""
-    if text is None:
-        return None
+    if text is None or (text.isascii() and len(text) <= NAME_MAX_CHARS):
+        return text
     if len(text) > NAME_MAX_CHARS:
         text = text[: NAME_MAX_CHARS - 1] + "…"
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -176,7 +176,9 @@ class Outbox:
 
     def read_totals(self, lowest_cursor: int) -> Totals:
         """Sizes of the outbox; *lowest_cursor* is the one of the destination that is furthest behind."""
-        first, last = self._read("SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM events").fetchone()
+        # Two queries: SQLite answers min or max from the index, but scans the table for both at once.
+        first = self._scalar("SELECT coalesce(min(seq), 0) FROM events")
+        last = self._scalar("SELECT coalesce(max(seq), 0) FROM events")
         query = "SELECT at_ns FROM events WHERE seq > ? ORDER BY seq LIMIT 1"
         oldest = self._read(query, (lowest_cursor,)).fetchone()
         pages = self._scalar("PRAGMA page_count") - self._scalar("PRAGMA freelist_count")
@@ -232,20 +234,20 @@ class _Transaction:
 
 
 def render_row(intake: Intake, m: Message) -> tuple[object, ...]:
-    """The values of INSERT_EVENT."""
+    """The values of INSERT_EVENT. Plain texts for the enums: SQLite's driver would adapt each one in Python."""
     return (
         intake.session_id,
-        m.stream,
+        m.stream._value_,
         m.offset,
         m.index,
         m.at_ns,
-        m.kind,
+        m.kind._value_,
         m.method,
         m.target,
         m.rpc_id,
         m.size_bytes,
         m.took_ns,
-        m.outcome,
+        m.outcome and m.outcome._value_,
         m.error_code,
         m.sha256,
         m.payload if intake.keep_payloads else None,

@@ -44,7 +44,7 @@ def wait_for(probe: Callable[[], T | None], what: str, wait_s: float = WAIT_S) -
             return found
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {wait_s:.0f} s for {what}")
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def ask(home: Path, request: dict[str, object], wait_s: float = WAIT_S) -> list[dict[str, Any]]:
