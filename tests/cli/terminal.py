@@ -14,6 +14,12 @@ from contextlib import suppress
 
 WAIT_S = 20.0
 KMCTL = (sys.executable, "-m", "kmctl")
+TAKE_TERMINAL = (
+    sys.executable,
+    "-c",
+    "import os, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])",
+)
+"""A session's leader that opens a terminal gets it as its own: only then does Ctrl-C on it reach the process."""
 
 
 def clean_environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -40,7 +46,7 @@ def run_on_terminal(
     try:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         process = subprocess.Popen(
-            [*KMCTL, *arguments],
+            [*TAKE_TERMINAL, *KMCTL, *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -48,8 +54,13 @@ def run_on_terminal(
             start_new_session=True,
         )
         os.close(slave)
-        shown = converse(master, typed)
-        return process.wait(WAIT_S), shown
+        with process:
+            try:
+                shown = converse(master, typed)
+                return process.wait(WAIT_S), shown
+            except BaseException:
+                process.kill()
+                raise
     finally:
         os.close(master)
 
