@@ -40,7 +40,8 @@ class LineAssembler:
 
     `complete_offset` is where the first line that is not complete yet begins: everything before it has been
     handed out. After a gap the rest of the broken line is skipped too, up to the next newline;
-    `gap_bytes` counts all that was skipped.
+    `gap_bytes` counts what was skipped below `complete_offset`. While a line is broken that offset stays
+    one byte short of the gap's end: who goes on from there finds a gap again, and takes no rest for a line.
     """
 
     __slots__ = (
@@ -82,7 +83,7 @@ class LineAssembler:
             self.skip(self.next_offset, -known)
         *ends, rest = chunk.split(b"\n")
         for piece in ends:
-            if self._parts or self._size or self._broken:
+            if self._size:
                 yield from self._finish(piece, at_ns)
             else:
                 yield self._whole(piece, at_ns)
@@ -92,17 +93,18 @@ class LineAssembler:
 
     def skip(self, offset: int, length: int) -> None:
         """*length* bytes from *offset* on were not captured: the line they belong to is broken."""
-        missing = offset + length - self.next_offset
-        if missing <= 0:
+        end = offset + length
+        if end <= self.next_offset:
             return
-        self.gap_bytes += self._size + missing
-        self.complete_offset += self._size + missing
+        self.gap_bytes += end - 1 - self.complete_offset
+        self.complete_offset = end - 1
         self._forget()
+        self._size = 1
         self._broken = True
 
     def finish(self) -> Iterator[Line]:
-        """The stream has ended: what is left is a line without its newline."""
-        if self._size and not self._broken:
+        """The stream has ended: what is left is a line without its newline, or a gap."""
+        if self._size:
             yield from self._finish(b"", self._at_ns, terminator=0)
 
     def _whole(self, piece: bytes, at_ns: int) -> Line:

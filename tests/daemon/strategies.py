@@ -16,6 +16,6 @@ def places(most: int = 400) -> st.SearchStrategy[list[int]]:
 
 
 STREAMS = st.lists(
-    st.one_of(st.just(b"\n"), st.just(b"\r\n"), st.binary(max_size=12), st.just(b"x" * 40)), max_size=30
+    st.one_of(st.just(b"\n"), st.just(b"\r\n"), st.binary(max_size=12), st.just(b"x" * 40)), min_size=4, max_size=30
 ).map(b"".join)
 """Bytes of one stream: many newlines, empty lines, carriage returns, some long lines."""
