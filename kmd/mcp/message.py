@@ -86,8 +86,14 @@ _BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def parse_line(stream: Stream, line: Line) -> list[Message]:
-    """The messages of one line: one, or for a batch array the line's own and its members'. Raises nothing."""
+    """
+    The messages of one line: one, or for a batch array the line's own and its members'. Raises nothing.
+
+    A line of stderr is text whatever it looks like: no request is answered there.
+    """
     payload = line.payload
+    if stream is Stream.STDERR:
+        return [render_plain(stream, line, Kind.NOT_JSON)]
     if line.sha256 is not None:
         return [parse_head(stream, line)]
     if payload.lstrip(b" \t\r")[:1] == b"[":
@@ -177,11 +183,10 @@ def classify(envelope: _Envelope) -> tuple[Kind, str | None]:
     if bytes(envelope.method):
         method = _TEXT.decode(envelope.method)
         return (Kind.REQUEST if bytes(envelope.id) else Kind.NOTIFICATION), method
-    if bytes(envelope.error):
+    error, result = bytes(envelope.error), bytes(envelope.result)
+    if error and not (error == b"null" and result):  # JSON-RPC 1.0 says `"error": null` beside a result
         return Kind.ERROR, None
-    if bytes(envelope.result):
-        return Kind.RESPONSE, None
-    return Kind.INVALID, None
+    return (Kind.RESPONSE if result else Kind.INVALID), None
 
 
 def judge(kind: Kind, envelope: _Envelope) -> tuple[Outcome | None, int | None]:
