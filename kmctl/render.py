@@ -4,6 +4,7 @@ What kmctl shows, as rich renderables and plain lines. Pure: values in, renderab
 Everything that came from elsewhere goes through `harmless` here, once, where it becomes text.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 
@@ -24,6 +25,13 @@ NAME_CELLS = 12
 KIND_CELLS = 12
 SUBJECT_CELLS = 24
 """Columns of a tail line: they line up while values fit, and give way when they do not."""
+NARROW_CELLS = 100
+NARROW_NAME_CELLS = 10
+NARROW_KIND_CELLS = 8
+"""On a terminal narrower than NARROW_CELLS these leave room for the outcome."""
+CLOCK_MS = slice(11, 23)
+CLOCK_ONLY = slice(11, 19)
+"""Of a time as render_time writes it."""
 SUBJECT_LEAST_CELLS = 8
 """A narrow terminal shortens method and target to this before it loses the outcome at the end."""
 
@@ -35,7 +43,8 @@ def render_status(status: Status) -> RenderableType:
         parts += [render_sessions(status.sessions), Text()]
     if status.destinations:
         parts.append(render_destinations(status.destinations))
-        parts += [line for destination in status.destinations for line in render_error(destination)]
+        parts.append(Text())
+        parts += [line for destination in status.destinations for line in render_details(destination)]
     else:
         parts.append(Text("nothing to sync to: local only ('kmctl init --url …' adds a destination)"))
     if faults := find_faults(status):
@@ -93,31 +102,36 @@ def render_sessions(sessions: Sequence[LiveSession]) -> Table:
 def render_destinations(destinations: Sequence[Destination]) -> Table:
     """Destinations, one row each."""
     table = make_table(
-        ("destination", False), ("url", False), ("state", False), ("pending", True), ("settled", True),
-        ("quarantined", True), ("next attempt", True), ("last success", False),
+        ("destination", False), ("state", False), ("pending", True), ("settled", True), ("refused", True),
+        ("next try", True), ("last success", False),
     )  # fmt: skip
     for destination in destinations:
         wait = destination.next_attempt_s
         table.add_row(
             Text(harmless(destination.name)),
-            Text(harmless(destination.url)),
             Text(harmless(destination.state), style=STATE_STYLES.get(destination.state, "")),
             f"{destination.pending:,}",
             f"{destination.settled:,}",
             f"{destination.quarantined:,}",
-            "-" if wait is None else f"in {format_age(wait)}",
-            Text(harmless(destination.last_success_at or "never")),
+            "-" if wait is None else format_age(wait),
+            Text(harmless(shorten_time(destination.last_success_at))),
         )
     return table
 
 
-def render_error(destination: Destination) -> list[Text]:
-    """The last error of a destination and what to do about it; no line when there is none."""
-    if not destination.last_error:
-        return []
-    lines = [Text(f"{harmless(destination.name)}: {harmless(destination.last_error)}", style="red")]
-    if destination.hint:
-        lines.append(Text(f"  hint: {harmless(destination.hint)}"))
+def shorten_time(at: str | None) -> str:
+    """An RFC 3339 time to the minute, `2026-01-31 09:15Z`; `never` for none."""
+    return re.sub(r"T(\d\d:\d\d):\d\d(\.\d+)?", r" \1", at) if at else "never"
+
+
+def render_details(destination: Destination) -> list[Text]:
+    """What is too long for a column: a destination's URL, its last error and what to do about it."""
+    name = harmless(destination.name)
+    lines = [Text(f"{name}: {harmless(destination.url)}")]
+    if destination.last_error:
+        lines.append(Text(f"{name}: {harmless(destination.last_error)}", style="red"))
+        if destination.hint:
+            lines.append(Text(f"  hint: {harmless(destination.hint)}"))
     return lines
 
 
@@ -141,7 +155,7 @@ def render_seen(seen: Seen, zone: tzinfo | None, width: int | None) -> Text:
 
     Units: width in terminal cells; None (a pipe) means whole values and the date too. zone None is local time.
     """
-    head = render_head(seen, zone, with_date=width is None)
+    head = render_head(seen, zone, width)
     tail = render_tail(seen)
     subject = harmless(" ".join(part for part in (seen.method, seen.target) if part) or "-")
     room = None if width is None else max(SUBJECT_LEAST_CELLS, width - head.cell_len - tail.cell_len - 2)
@@ -151,22 +165,25 @@ def render_seen(seen: Seen, zone: tzinfo | None, width: int | None) -> Text:
     return line
 
 
-def render_head(seen: Seen, zone: tzinfo | None, *, with_date: bool) -> Text:
-    """Time, server name, direction and kind."""
-    most = None if with_date else NAME_CELLS
-    return Text.assemble(
-        (render_time(seen.at_ns, zone, with_date=with_date), "dim"),
-        " ",
-        (fit(harmless(seen.server), NAME_CELLS, most), "bold"),
-        f" {ARROWS.get(seen.stream, '?')} ",
-        (fit(harmless(seen.kind), KIND_CELLS, None), KIND_STYLES.get(seen.kind, "yellow")),
-    )
+def render_head(seen: Seen, zone: tzinfo | None, width: int | None) -> Text:
+    """Time, server name, direction and kind: whole in a pipe, shorter the narrower the terminal is."""
+    at = render_time(seen.at_ns, zone)
+    name, kind = harmless(seen.server), harmless(seen.kind)
+    if width is None:
+        name, kind = fit(name, NAME_CELLS, None), fit(kind, KIND_CELLS, None)
+    else:
+        narrow = width < NARROW_CELLS
+        at = at[CLOCK_ONLY] if narrow else at[CLOCK_MS]
+        name = fit(name, NAME_CELLS, NARROW_NAME_CELLS if narrow else NAME_CELLS)
+        kind = fit(kind, KIND_CELLS, NARROW_KIND_CELLS if narrow else KIND_CELLS)
+    kind_style = KIND_STYLES.get(seen.kind, "yellow")
+    return Text.assemble((at, "dim"), " ", (name, "bold"), f" {ARROWS.get(seen.stream, '?')} ", (kind, kind_style))
 
 
 def render_tail(seen: Seen) -> Text:
     """Id, size and, on answers, duration and outcome."""
-    line = Text(f"{'#' + harmless(seen.rpc_id) if seen.rpc_id is not None else '-':<5}", style="dim")
-    line.append(f" {format_size(seen.size_bytes):>8}")
+    rpc_id = "-" if seen.rpc_id is None else f"#{harmless(seen.rpc_id)}"
+    line = Text.assemble((f"{rpc_id:<5}", "dim"), f" {format_size(seen.size_bytes):>8}")
     if seen.took_ns is not None:
         line.append(f" {format_duration(seen.took_ns):>9}")
     if seen.outcome is not None:
@@ -175,14 +192,13 @@ def render_tail(seen: Seen) -> Text:
     return line
 
 
-def render_time(at_ns: int, zone: tzinfo | None, *, with_date: bool) -> str:
-    """`09:15:02.123`, with the date and the zone before and after it when asked; never raises."""
+def render_time(at_ns: int, zone: tzinfo | None) -> str:
+    """`2026-01-31T09:15:02.123+0000`; a time that no calendar knows is the epoch's."""
     try:
         at = datetime.fromtimestamp(at_ns // 10**9, UTC).astimezone(zone)
     except (ValueError, OverflowError, OSError):
-        return "?"
-    clock = f"{at:%H:%M:%S}.{at_ns // 10**6 % 1000:03d}"
-    return f"{at:%Y-%m-%d}T{clock}{at:%z}" if with_date else clock
+        at = datetime.fromtimestamp(0, UTC)
+    return f"{at:%Y-%m-%dT%H:%M:%S}.{at_ns // 10**6 % 1000:03d}{at:%z}"
 
 
 def fit(text: str, least: int, most: int | None) -> str:

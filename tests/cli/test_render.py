@@ -67,9 +67,9 @@ def test_a_message_on_a_terminal_is_never_wider_than_it(width: int, target: str)
 
 
 def test_a_long_target_gives_way_before_the_outcome_does() -> None:
-    line = render_seen(msgspec.structs.replace(ANSWER, target="x" * 500), UTC, 100).plain
+    line = render_seen(msgspec.structs.replace(ANSWER, target="x" * 500), UTC, 80).plain
     assert line.endswith("tool_error")
-    assert "tools/call xxx" in line
+    assert "tools/call x" in line
     assert "…" in line
 
 
@@ -88,6 +88,19 @@ def test_a_message_cannot_speak_to_the_terminal(width: int | None) -> None:
 @pytest.mark.parametrize("at_ns", [2**63 - 1, -(2**63), 10**30])
 def test_an_impossible_time_does_not_end_the_tail(at_ns: int) -> None:
     assert render_seen(msgspec.structs.replace(ANSWER, at_ns=at_ns), UTC, None).plain
+
+
+def test_only_the_id_of_an_answer_is_dim() -> None:
+    line = render_seen(ANSWER, UTC, 120)
+    dim = [line.plain[span.start : span.end].strip() for span in line.spans if span.style == "dim"]
+    assert dim == ["00:00:00.123", "#7"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_status_page_fits_a_terminal(width: int) -> None:
+    busy = destination_of(name="production", state="retrying", pending=99_999, settled=9_999_999, next_attempt_s=250)
+    page = draw(render_status(read_status({**busy, "last_success_at": "2026-11-23T13:18:12.240Z"})), width)
+    assert "production   retrying   99,999  9,999,999        0  4 m 10 s  2026-11-23 13:18Z" in page
 
 
 def test_an_error_code_is_shown() -> None:
@@ -125,8 +138,8 @@ def test_the_status_page_says_everything() -> None:
     ]
     page = draw(render_status(parse_part({"status": status}, "status", Status)))
     for words in (
-        "9.9, pid 42, up 1 m 01 s", "7 events, 4.0 KiB", "5 m 00 s", "git", "uvx", "2.0 KiB", "2,500", "in 1 m 01 s",
-        "https://km.example.com", "team: no connection", "hint: is it up?", "never",
+        "9.9, pid 42, up 1 m 01 s", "7 events, 4.0 KiB", "5 m 00 s", "git", "uvx", "2.0 KiB", "2,500", "1 m 01 s",
+        "team: https://km.example.com", "team: no connection", "hint: is it up?", "never",
     ):  # fmt: skip
         assert words in page
 
@@ -152,6 +165,7 @@ def test_a_long_url_is_folded_not_cut() -> None:
     url = "https://km.example.com/" + "a" * 100
     page = draw(render_status(read_status(destination_of(url=url))), width=100)
     assert page.count("a") > 100
+    assert "…" not in page
 
 
 def test_progress_as_a_line() -> None:
