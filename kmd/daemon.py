@@ -5,7 +5,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -26,9 +26,6 @@ from kmd.outbox.writer import Writer
 from kmd.paths import Places
 from kmd.sync.destination import Sender
 from kmd.sync.fleet import Fleet
-
-ACCEPT_RETRY_S = 0.5
-"""Pause when no descriptor is free for a new connection."""
 
 log = structlog.get_logger(__name__)
 
@@ -118,19 +115,26 @@ async def reload(places: Places, environ: Mapping[str, str], sessions: Sessions,
 
 
 async def accept_relays(listener: trio.SocketListener, sessions: Sessions) -> None:
-    async def serve(stream: trio.SocketStream) -> None:
-        async with stream:
-            if is_own_peer(stream.socket):
-                await serve_relay(stream.socket, sessions)
-
-    await trio.serve_listeners(serve, [listener])
+    await accept_own(listener, lambda stream: serve_relay(stream.socket, sessions))
 
 
 async def accept_kmctl(listener: trio.SocketListener, control: Control) -> None:
-    async def serve(stream: trio.SocketStream) -> None:
-        if is_own_peer(stream.socket):
-            await serve_kmctl(stream, control)
-        else:
-            await stream.aclose()
+    await accept_own(listener, lambda stream: serve_kmctl(stream, control))
 
-    await trio.serve_listeners(serve, [listener])
+
+async def accept_own(listener: trio.SocketListener, serve: Callable[[trio.SocketStream], Awaitable[None]]) -> None:
+    """Serve connections of this user. Whatever goes wrong with one ends that one and is logged, never kmd."""
+
+    async def guard(stream: trio.SocketStream) -> None:
+        async with stream:
+            if not is_own_peer(stream.socket):
+                log.warning("another user's connection was refused")
+                return
+            try:
+                await serve(stream)
+            except KilometersError as exc:
+                log.warning("a connection was ended", error=str(exc), hint=exc.hint)
+            except Exception:
+                log.exception("a connection failed")
+
+    await trio.serve_listeners(guard, [listener])

@@ -49,6 +49,8 @@ async def adopt_spools(folder: Path, sessions: Sessions) -> int:
                     adopted += 1
         except (OSError, KilometersError, RecordError) as exc:
             log.warning("a spool was not taken in", spool=path.name, error=str(exc))
+        except Exception:
+            log.exception("a spool was not taken in", spool=path.name)
     return adopted
 
 

@@ -15,12 +15,17 @@ BACKLOG = 512
 
 
 def make_private_dir(path: Path) -> None:
-    """Make *path* if it is missing, and this user's alone (0700). Raises KilometersError when it is another's."""
+    """
+    Make *path* if it is missing, and this user's alone (0700).
+
+    Raises KilometersError when it is another's, or one that is shared on purpose and must not be closed.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = path.stat()
-        if status.st_uid != os.geteuid():
-            raise KilometersError(f"{path}: belongs to another user", hint="choose another folder with --home")
+        if status.st_uid != os.geteuid() or status.st_mode & stat.S_ISVTX or path == Path.home():
+            hint = "choose a folder of its own with --home"
+            raise KilometersError(f"{path}: is not for Kilometers alone", hint=hint)
         if stat.S_IMODE(status.st_mode) & 0o077:
             path.chmod(0o700)
     except OSError as exc:

@@ -34,6 +34,18 @@ class Line(msgspec.Struct, frozen=True):
     sha256: str | None = None
 
 
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def is_object(payload: bytes) -> bool:
+    """Whether *payload* is one whole JSON object; the end of a longer one never is, its brackets do not match."""
+    try:
+        _OBJECT.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
 class LineAssembler:
     """
     Cuts one stream into lines, from any chunks.
@@ -117,11 +129,14 @@ class LineAssembler:
     def _finish(self, piece: bytes, at_ns: int, terminator: int = 1) -> Iterator[Line]:
         self._append(piece)
         offset, size = self.complete_offset, self._size
-        if self._broken:
-            self.gap_bytes += size + terminator
+        payload = b"".join(self._parts)
+        if not self._broken:
+            yield Line(offset, payload, size, at_ns, self._hash.hexdigest() if self._hash else None)
+        elif self._hash is None and is_object(payload):
+            self.gap_bytes += 1  # the gap's last byte stood for it so far: it was the newline before this line
+            yield Line(offset + 1, payload, size - 1, at_ns)
         else:
-            digest = self._hash.hexdigest() if self._hash else None
-            yield Line(offset, b"".join(self._parts), size, at_ns, digest)
+            self.gap_bytes += size + terminator
         self.complete_offset = offset + size + terminator
         self._forget()
         self._broken = False
@@ -130,8 +145,6 @@ class LineAssembler:
         """Add to the open line; past the bound only its size and hash go on."""
         room = self._max_bytes - self._size
         self._size += len(piece)
-        if self._broken:
-            return
         if len(piece) <= room:
             self._parts.append(piece)
             return

@@ -1,10 +1,16 @@
 """All destinations: started from the configuration, started anew when it changes, asked together."""
 
+import structlog
 import trio
 
 from kmd.config import Config
 from kmd.outbox.outbox import Outbox
 from kmd.sync.destination import DestinationLoop, Sender
+
+RESTART_S = 60.0
+"""Before a destination loop that failed through a fault of ours is started again."""
+
+log = structlog.get_logger(__name__)
 
 
 class Fleet:
@@ -49,5 +55,11 @@ class Fleet:
 
 
 async def run_within(scope: trio.CancelScope, loop: DestinationLoop) -> None:
+    """Run *loop* until its scope is cancelled. A fault of ours in one destination must not stop the rest of kmd."""
     with scope:
-        await loop.run()
+        while True:
+            try:
+                await loop.run()
+            except Exception:
+                log.exception("a destination failed and is started again", destination=loop.destination.name)
+                await trio.sleep(RESTART_S)
