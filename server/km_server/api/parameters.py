@@ -21,7 +21,8 @@ E = TypeVar("E", bound=StrEnum)
 TIME_MAX_NS = 2**63 - 1
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 1_000
-TEXT_MAX_CHARS = 8_192
+TEXT_MAX_CHARS = 1_024
+"""Nothing that can be filtered by is longer."""
 NUMBER_MAX_CHARS = 40
 
 ACTIVITY = ("limit", "cursor", "include", "from", "to", "session", "server", "method", "kind", "outcome")

@@ -21,6 +21,8 @@ AHEAD_MAX_NS = 24 * 3600 * 10**9
 """An event's clock may be this far ahead of ours; beyond it, one machine would spoil everyone's time line."""
 
 SESSIONS_MAX = BATCH_MAX_EVENTS
+UNKNOWN_MEMBER = "Invalid enum value"
+"""Of all the decoder's sentences this one goes on with the value itself."""
 NUL_ESCAPE = b"\\u0000"
 SESSION_TEXTS = ("session", "name", "command", "host")
 EVENT_TEXTS = ("session", "method", "target", "rpc_id")
@@ -268,7 +270,8 @@ def describe(error: Exception) -> str:
     """The decoder's sentence, which names a place or a field and no content."""
     match error:
         case msgspec.MsgspecError():
-            return str(error)
+            sentence, at, place = str(error).rpartition(" - at ")
+            return UNKNOWN_MEMBER + at + place if sentence.startswith(UNKNOWN_MEMBER) else str(error)
         case RecursionError():
             return "it is nested too deeply"
         case UnicodeDecodeError():

@@ -56,10 +56,14 @@ class Figures:
     def add(self, event: Event) -> None:
         """Count one new event."""
         self.events += 1
-        self.messages += is_message(event)
-        self.calls += event.kind is Kind.REQUEST
-        self.errors += event.outcome is Outcome.RPC_ERROR
-        self.tool_errors += event.outcome is Outcome.TOOL_ERROR
+        if is_message(event):
+            self.messages += 1
+        if event.kind is Kind.REQUEST:
+            self.calls += 1
+        if event.outcome is Outcome.RPC_ERROR:
+            self.errors += 1
+        elif event.outcome is Outcome.TOOL_ERROR:
+            self.tool_errors += 1
         if event.stream is Stream.TO_SERVER:
             self.bytes_to_server = min(COUNT_MAX, self.bytes_to_server + billed_bytes(event))
         elif event.stream is Stream.TO_CLIENT:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
-from km_server.errors import StoreBusy
+from km_server.errors import StoreError
 from km_server.store import insert, keys, read
 from km_server.store.connection import open_reader, open_writer, parse_database_url
 from km_server.store.driver import sqlite3
@@ -109,7 +109,7 @@ class SqliteStore:
         """A busy store may skip the note: the next minute brings another."""
         try:
             await self._writer.submit(lambda transaction: keys.note_use(transaction.connection, key_id, now_ns))
-        except StoreBusy:
+        except StoreError:
             self._use_noted.pop(key_id, None)
 
     async def settle(self) -> None:
