@@ -122,7 +122,7 @@ def measure_large(section: Section, effort: Effort, contenders: list[Contender],
     section.sheets.append(Sheet("large messages there and back", ("message", "p50 ms", "MiB/s", "/ C relay"), rows))
 
 
-def measure_load(section: Section, effort: Effort, contenders: list[Contender], server: list[str], home: Path) -> None:
+def measure_load(section: Section, effort: Effort, contenders: list[Contender], server: list[str]) -> None:
     """Messages of 300 B written without waiting for answers; processor time and memory of the relay alone."""
     rows: list[tuple[str | float, ...]] = []
     samples: Samples = {contender.name: [] for contender in contenders}
