@@ -132,7 +132,7 @@ def choose_destination(answers: Answers, *, may_ask: bool) -> Destination | None
     key = read_key(answers)
     url = answers.url
     if url is None and may_ask and not answers.key_stdin:
-        url = click.prompt("URL of the km-server (empty: local only)", default="", show_default=False, err=True)
+        url = click.prompt("URL of the km-server (nothing for local only)", default="", show_default=False, err=True)
     if not url:
         if key is not None:
             raise click.UsageError("a key needs --url")

@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 WAIT_S = 20.0
+CTRL_C = "\x03"
+AGAIN_S = 1.0
+"""A Ctrl-C just before readline waits is only seen with the next key; a person presses it again."""
 KMCTL = (sys.executable, "-m", "kmctl")
 TAKE_TERMINAL = (
     sys.executable,
@@ -68,17 +71,21 @@ def run_on_terminal(
 def converse(master: int, typed: str) -> str:
     """Answer each prompt (a text that ends in `: `) with the next line of *typed*; all that was shown."""
     shown = b""
+    last = ""
     waiting = typed.splitlines(keepends=True)
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
-        ready, _, _ = select.select([master], [], [], WAIT_S)
+        if not select.select([master], [], [], AGAIN_S)[0]:
+            if last == CTRL_C:
+                os.write(master, CTRL_C.encode())
+            continue
         chunk = b""
-        if ready:
-            with suppress(OSError):  # EIO: the last program on the terminal has ended
-                chunk = os.read(master, 65536)
+        with suppress(OSError):  # EIO: the last program on the terminal has ended
+            chunk = os.read(master, 65536)
         if not chunk:
             return shown.decode()
         shown += chunk
         if waiting and shown.endswith(b": "):
-            os.write(master, waiting.pop(0).encode())
+            last = waiting.pop(0)
+            os.write(master, last.encode())
     raise TimeoutError(f"kmctl has not ended after {WAIT_S:.0f} s: {shown!r}")

@@ -11,7 +11,7 @@ import pytest
 from kmctl.cli import run
 from kmd.config import load_config, render_config
 from tests.cli.stub import stub_daemon
-from tests.cli.terminal import run_kmctl, run_on_terminal
+from tests.cli.terminal import CTRL_C, run_kmctl, run_on_terminal
 from tests.cli.web import RECEIPT, http_server
 
 Shown = pytest.CaptureFixture[str]
@@ -258,7 +258,7 @@ def test_on_a_terminal_an_empty_url_means_local_only(tmp_path: Path) -> None:
 
 
 def test_on_a_terminal_ctrl_c_ends_it_without_a_trace(tmp_path: Path) -> None:
-    code, shown = run_on_terminal(["--home", str(tmp_path), "init"], typed="\x03")
+    code, shown = run_on_terminal(["--home", str(tmp_path), "init"], typed=CTRL_C)
     assert code == 130
     assert "Traceback" not in shown
     assert "Abort" not in shown
