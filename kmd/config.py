@@ -64,6 +64,21 @@ SETTINGS = (
         least=1024,
         most=256 * 2**20,
     ),
+    Setting(
+        "outbox.max_bytes",
+        "outbox_max_bytes",
+        512 * 2**20,
+        "Keep at most this much on this machine; payloads of delivered events go first, then delivered events.",
+        least=2**20,
+        most=2**45,
+    ),
+    Setting(
+        "outbox.max_age_days",
+        "outbox_max_age_days",
+        14,
+        "Keep delivered events this long; 0 keeps them until the size bound. Undelivered ones have no age.",
+        most=36500,
+    ),
     Setting("sync.batch_events", "batch_events", 500, "Most events in one POST.", least=1, most=1000),
     Setting(
         "sync.batch_bytes",
@@ -99,6 +114,8 @@ class Config:
     log_level: str
     keep_payloads: bool
     max_message_bytes: int
+    outbox_max_bytes: int
+    outbox_max_age_days: int
     batch_events: int
     batch_bytes: int
     timeout_s: int

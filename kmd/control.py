@@ -165,6 +165,8 @@ async def read_status(control: Control) -> dict[str, Any]:
             "first_seq": totals.first_seq,
             "last_seq": totals.last_seq,
             "gap_bytes": totals.gap_bytes,
+            "max_bytes": outbox.room.limits.max_bytes,
+            "evicted": {reason: {"events": n, "bytes": size} for reason, (n, size) in totals.evicted.items()},
             "last_error": str(write_error) if write_error else None,
         },
         "sessions": [render_session(live) for live in control.sessions.live],
@@ -217,7 +219,8 @@ async def flush(control: Control, timeout_s: float) -> AsyncIterator[dict[str, A
     tries = {id(loop): loop.tries for loop in control.fleet.loops}
     deadline = trio.current_time() + timeout_s
     while True:
-        behind = [loop for loop in control.fleet.loops if loop.cursor < mark]
+        floor = control.outbox.room.deleted_seq
+        behind = [loop for loop in control.fleet.loops if max(loop.cursor, floor) < mark]
         yield {"progress": [render_progress(loop, mark) for loop in control.fleet.loops]}
         if not behind:
             yield {"done": True}

@@ -21,6 +21,8 @@ from kmd.intake.adoption import adopt_for_ever
 from kmd.intake.connection import serve_relay
 from kmd.intake.local_socket import is_own_peer, listen, make_private_dir
 from kmd.intake.sessions import Sessions
+from kmd.outbox.bounds import Limits
+from kmd.outbox.housekeeping import Housekeeper
 from kmd.outbox.outbox import Outbox
 from kmd.outbox.writer import Writer
 from kmd.paths import Places
@@ -54,14 +56,16 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
     started_at = time.monotonic()
     make_private_dir(places.meeting_dir)
     make_private_dir(places.state_dir)
-    with hold_lock(places), Outbox(places.outbox_file) as outbox:
+    limits = Limits.of(config.outbox_max_bytes, config.outbox_max_age_days)
+    with hold_lock(places), Outbox(places.outbox_file, limits) as outbox:
         announcer = Announcer()
         async with trio.open_nursery() as nursery:
             release = version("kilometers")
             sender = Sender(user_agent=f"kilometers/{release}", host=platform.node())
             writer = Writer(outbox, announcer.announce)
             fleet = Fleet(outbox, writer.one_at_a_time, sender, nursery)
-            announcer.listeners.append(fleet.notice)
+            housekeeper = Housekeeper(outbox.room, writer.one_at_a_time, lambda: fleet.lowest_cursor)
+            announcer.listeners += [fleet.notice, housekeeper.look]
             sessions = Sessions(
                 outbox, writer, max_message_bytes=config.max_message_bytes, keep_payloads=config.keep_payloads
             )
@@ -76,12 +80,13 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
                 sessions=sessions,
                 fleet=fleet,
                 committed=announcer,
-                reload=partial(reload, places, environ, sessions, fleet),
+                reload=partial(reload, places, environ, outbox, sessions, fleet),
             )
             intake_socket = listen(places.socket)
             control_socket = listen(places.control_socket)
             nursery.start_soon(writer.run)
             await fleet.apply(config)
+            nursery.start_soon(housekeeper.run)
             nursery.start_soon(accept_relays, intake_socket, sessions)
             nursery.start_soon(adopt_for_ever, places.spool_dir, sessions)
             nursery.start_soon(accept_kmctl, control_socket, control)
@@ -105,11 +110,13 @@ async def wait_for_end(control: Control) -> None:
                 log.error("the configuration was not read again", error=str(exc), hint=exc.hint)  # noqa: TRY400
 
 
-async def reload(places: Places, environ: Mapping[str, str], sessions: Sessions, fleet: Fleet) -> None:
+async def reload(places: Places, environ: Mapping[str, str], outbox: Outbox, sessions: Sessions, fleet: Fleet) -> None:
     """Read the configuration again. Raises ConfigError; then nothing has changed."""
     config = load_config(places.config_file, environ)
     sessions.max_message_bytes = config.max_message_bytes
     sessions.keep_payloads = config.keep_payloads
+    limits = Limits.of(config.outbox_max_bytes, config.outbox_max_age_days)
+    await trio.to_thread.run_sync(outbox.room.set_limits, limits, limiter=sessions.writer.one_at_a_time)
     await fleet.apply(config)
     log.info("configuration read", destinations=[destination.name for destination in config.destinations])
 

@@ -24,11 +24,12 @@ PROBE_METHOD = "server/discover"
 
 
 class OpenRequest(NamedTuple):
-    """What an answer needs of its request."""
+    """What an answer needs of its request. earlier: an unanswered one of the same id, should it still be answered."""
 
     method: str | None
     target: str | None
     at_ns: int
+    earlier: "OpenRequest | None" = None
 
 
 class Exchanges:

@@ -6,6 +6,7 @@ sqlite-utils makes and migrates the schema; each migration and its record share 
 
 import os
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pysqlite3
@@ -24,6 +25,9 @@ SAFE_FROM = (3, 51, 3)
 SAFE_BACKPORTS = (((3, 50, 7), (3, 51)), ((3, 44, 6), (3, 45)))
 """First release without the WAL-reset bug, and the half-open ranges of its two backports."""
 
+LAST_SEQ = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)"
+"""Also right when every event has been evicted: seq never repeats."""
+
 migrations = Migrations("outbox")
 
 
@@ -32,6 +36,15 @@ def m0001_events(db: Database) -> None:
     """Sessions, how far their streams are durable, events in the order they were committed, destinations."""
     for statement in SCHEMA_0001.split(";"):
         db.execute(statement)
+
+
+@migrations()
+def m0002_evictions(db: Database) -> None:
+    """What a bound has removed, by reason; until_seq: up to where."""
+    db.execute(
+        "CREATE TABLE evictions (reason TEXT PRIMARY KEY, events INTEGER NOT NULL, bytes INTEGER NOT NULL,"
+        " until_seq INTEGER NOT NULL) STRICT, WITHOUT ROWID"
+    )
 
 
 SCHEMA_0001 = """
@@ -98,6 +111,37 @@ def connect(path: Path) -> Any:
     return connection
 
 
+def transaction(connection: Any) -> "_Transaction":
+    """BEGIN IMMEDIATE … COMMIT around a block, or ROLLBACK and the error in our own words."""
+    return _Transaction(connection)
+
+
+class _Transaction:
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> Any:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except pysqlite3.Error as exc:
+            raise translate(exc) from exc
+        return self._connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        failed: BaseException | None = exc
+        if failed is None:
+            try:
+                self._connection.execute("COMMIT")
+            except pysqlite3.Error as error:
+                failed = error
+        if failed is not None and self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        if isinstance(failed, pysqlite3.Error):
+            raise translate(failed) from failed
+
+
 def migrate(connection: Any, path: Path) -> None:
     """Bring the schema up to date. Raises OutboxError when a newer kmd has been at the file, or another program."""
     application_id = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -113,7 +157,7 @@ def migrate(connection: Any, path: Path) -> None:
         migrations.apply(database)
 
 
-ALL_MIGRATIONS = {"m0001_events"}
+ALL_MIGRATIONS = {"m0001_events", "m0002_evictions"}
 
 
 def check_sqlite(version: tuple[int, ...]) -> None:

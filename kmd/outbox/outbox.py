@@ -17,7 +17,9 @@ import pysqlite3
 from kmd.mcp.message import Message
 from kmd.mcp.names import Kind, Outcome, Stream
 from kmd.mcp.row import Row, SessionStart
-from kmd.outbox.database import open_database, translate
+from kmd.outbox.bounds import Limits
+from kmd.outbox.database import LAST_SEQ, open_database, transaction, translate
+from kmd.outbox.room import Room
 
 INSERT_EVENT = """
 INSERT OR IGNORE INTO events (session_id, stream, offset, idx, at_ns, kind, method, target, rpc_id, size_bytes,
@@ -29,6 +31,8 @@ SELECT_EVENTS = """
 SELECT e.seq, s.session, s.name, s.command, s.started_at_ns, s.ended_at_ns, e.stream, e.offset, e.idx, e.at_ns,
     e.kind, e.method, e.target, e.rpc_id, e.size_bytes, e.took_ns, e.outcome, e.error_code, e.sha256, e.payload
 FROM events e JOIN sessions s ON s.id = e.session_id"""
+SELECT_EVICTIONS = "SELECT reason, events, bytes FROM evictions"
+NO_LIMITS = Limits(max_bytes=1 << 50)
 RESTORE_MESSAGES = 2000
 """How many of a session's last messages are looked through for open requests after a restart."""
 
@@ -58,17 +62,19 @@ class KnownSession:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sizes for status. oldest_pending_at_ns: when the oldest event above the lowest cursor was observed."""
+    """Sizes for status. oldest_pending_at_ns: when the oldest event above the lowest cursor was observed.
+    evicted: by reason, how many events and payload bytes a bound has removed."""
 
     first_seq: int
     last_seq: int
     bytes: int
     gap_bytes: int
     oldest_pending_at_ns: int | None
+    evicted: dict[str, tuple[int, int]]
 
     @property
     def events(self) -> int:
-        return self.last_seq - self.first_seq + 1 if self.last_seq else 0
+        return self.last_seq - self.first_seq + 1 if self.first_seq else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +90,12 @@ class DestinationRow:
 class Outbox:
     """An open outbox. A context manager; raises the errors of kmd.errors, never SQLite's own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: Limits = NO_LIMITS) -> None:
         self.path = path
         self._writer, self._reader = open_database(path)
-        self.last_seq = self._scalar("SELECT coalesce(max(seq), 0) FROM events")
+        self.room = Room(self._writer, path, limits)
+        self.room.set_limits(limits)
+        self.last_seq = self._scalar(LAST_SEQ)
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +110,7 @@ class Outbox:
 
     def open_session(self, start: SessionStart) -> KnownSession:
         """Find or make a session; a relay that connects again goes on where its streams are durable."""
-        with self._transaction() as db:
+        with transaction(self._writer) as db:
             row = (start.session, start.name, start.command, start.pid, start.started_at_ns)
             db.execute(
                 "INSERT OR IGNORE INTO sessions (session, name, command, pid, started_at_ns) VALUES (?, ?, ?, ?, ?)",
@@ -118,7 +126,7 @@ class Outbox:
 
     def commit(self, intakes: Iterable[Intake]) -> None:
         """Store all of *intakes* in one transaction; what is there already stays as it is."""
-        with self._transaction() as db:
+        with transaction(self._writer) as db:
             for intake in intakes:
                 rows = [render_row(intake, message) for message in intake.messages]
                 db.executemany(INSERT_EVENT, rows)
@@ -130,18 +138,18 @@ class Outbox:
                         " closed_first = coalesce(?, closed_first) WHERE id = ?",
                         (intake.gap_bytes, intake.ended_at_ns, intake.closed_first, intake.session_id),
                     )
-            last_seq = db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
+            last_seq = db.execute(LAST_SEQ).fetchone()[0]
         self.last_seq = last_seq
 
     def open_destination(self, name: str) -> DestinationRow:
         """Find or make a destination; a new one starts at the beginning of what is kept."""
-        with self._transaction() as db:
+        with transaction(self._writer) as db:
             db.execute("INSERT OR IGNORE INTO destinations VALUES (?, 0, 0, NULL)", (name,))
         return self.read_destination(name)
 
     def settle(self, name: str, seqs: Sequence[int], refused: Mapping[int, str], now_ns: int) -> None:
         """Move a destination's cursor over *seqs* (ascending); *refused* of them go to quarantine with a reason."""
-        with self._transaction() as db:
+        with transaction(self._writer) as db:
             db.executemany(
                 "INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?)",
                 [(name, seq, reason, now_ns) for seq, reason in refused.items()],
@@ -178,13 +186,14 @@ class Outbox:
         """Sizes of the outbox; *lowest_cursor* is the one of the destination that is furthest behind."""
         # Two queries: SQLite answers min or max from the index, but scans the table for both at once.
         first = self._scalar("SELECT coalesce(min(seq), 0) FROM events")
-        last = self._scalar("SELECT coalesce(max(seq), 0) FROM events")
+        last = self._scalar(LAST_SEQ)
         query = "SELECT at_ns FROM events WHERE seq > ? ORDER BY seq LIMIT 1"
         oldest = self._read(query, (lowest_cursor,)).fetchone()
         pages = self._scalar("PRAGMA page_count") - self._scalar("PRAGMA freelist_count")
         used = pages * self._scalar("PRAGMA page_size")
         gap_bytes = self._scalar("SELECT coalesce(sum(gap_bytes), 0) FROM sessions")
-        return Totals(first, last, used, gap_bytes, oldest[0] if oldest else None)
+        evicted = {reason: (events, size) for reason, events, size in self._read(SELECT_EVICTIONS)}
+        return Totals(first, last, used, gap_bytes, oldest[0] if oldest else None, evicted)
 
     def _recent_messages(self, session: str) -> list[Message]:
         query = f"{SELECT_EVENTS} WHERE s.session = ? ORDER BY e.seq DESC LIMIT ?"
@@ -200,37 +209,6 @@ class Outbox:
     def _scalar(self, query: str) -> int:
         number: int = self._read(query).fetchone()[0]
         return number
-
-    def _transaction(self) -> "_Transaction":
-        return _Transaction(self._writer)
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK and the error in our own words."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> Any:
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-        except pysqlite3.Error as exc:
-            raise translate(exc) from exc
-        return self._connection
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        failed: BaseException | None = exc
-        if failed is None:
-            try:
-                self._connection.execute("COMMIT")
-            except pysqlite3.Error as error:
-                failed = error
-        if failed is not None and self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-        if isinstance(failed, pysqlite3.Error):
-            raise translate(failed) from failed
 
 
 def render_row(intake: Intake, m: Message) -> tuple[object, ...]:

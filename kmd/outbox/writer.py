@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from kmd.errors import OutboxCorrupt, OutboxError
+from kmd.errors import OutboxCorrupt, OutboxError, OutboxFull
 from kmd.outbox.outbox import Intake, Outbox
 
 GROUP_MAX = 256
@@ -29,8 +29,8 @@ class Writer:
     """
     The one door for commits.
 
-    `committed` is called after each commit, on the trio thread. `last_error` is what the latest commit
-    failed with, None when it succeeded.
+    `committed` is called, on the trio thread, after each commit and when there is no room for one.
+    `last_error` is what the latest commit failed with, None when it succeeded.
     """
 
     def __init__(self, outbox: Outbox, committed: Callable[[], None]) -> None:
@@ -65,6 +65,9 @@ class Writer:
                 if self.last_error is None:
                     log.error("commit failed, trying again", error=str(exc), hint=exc.hint)  # noqa: TRY400
                 self.last_error = exc
+                if isinstance(exc, OutboxFull):
+                    self._outbox.room.drop_ballast()
+                    self._committed()  # has the bounds looked at
                 await trio.sleep(RETRY_S)
             else:
                 self.last_error = None

@@ -84,8 +84,8 @@ class DestinationLoop:
 
     @property
     def pending(self) -> int:
-        """Events above the cursor. Commits number them without holes."""
-        return max(0, self._outbox.last_seq - self.cursor)
+        """Events above the cursor that are still there. Commits number them without holes."""
+        return max(0, self._outbox.last_seq - max(self.cursor, self._outbox.room.deleted_seq))
 
     @property
     def next_attempt_s(self) -> float | None:

@@ -1,0 +1,50 @@
+"""Housekeeping: keeps the outbox within its bounds, between commits and never instead of them."""
+
+import time
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from kmd.errors import OutboxError
+from kmd.outbox.room import Room
+
+GATHER_S = 1.0
+"""After a commit: how long until the bounds are looked at."""
+LOOK_EVERY_S = 3600.0
+"""Age does not wait for commits."""
+
+log = structlog.get_logger(__name__)
+
+
+class Housekeeper:
+    """`look` has it check soon; `run` works until cancelled."""
+
+    def __init__(self, room: Room, limiter: trio.CapacityLimiter, settled_seq: Callable[[], int]) -> None:
+        self._room = room
+        self._limiter = limiter
+        self._settled_seq = settled_seq
+        self._wake = trio.Event()
+
+    def look(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Step after step while something is due; each step takes its turn with the commits."""
+        while True:
+            self._wake = trio.Event()
+            try:
+                await self._keep_house()
+            except OutboxError as exc:
+                log.warning("housekeeping failed", error=str(exc), hint=exc.hint)
+            with trio.move_on_after(LOOK_EVERY_S):
+                await self._wake.wait()
+            await trio.sleep(GATHER_S)
+
+    async def _keep_house(self) -> None:
+        limiter = self._limiter
+        while await trio.to_thread.run_sync(self._room.make_room, self._settled_seq(), time.time_ns(), limiter=limiter):
+            pass
+        while await trio.to_thread.run_sync(self._room.give_back, limiter=limiter):
+            pass
+        await trio.to_thread.run_sync(self._room.make_ballast)
