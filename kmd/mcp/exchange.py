@@ -77,7 +77,7 @@ class Exchanges:
         if message.kind is Kind.REQUEST:
             self._register(message)
         elif message.kind in ANSWERS and message.rpc_id is not None:
-            self._requests_against(message).pop(message.rpc_id, None)
+            self._close(message.rpc_id, message)
 
     def _observe_parked(self, message: Message) -> list[Message]:
         if message.kind in ANSWERS:
@@ -105,20 +105,30 @@ class Exchanges:
         if rpc_id is None or rpc_id == "null":
             return
         requests = self._open_to_server if message.stream is Stream.TO_SERVER else self._open_to_client
-        if rpc_id in requests:
-            requests.move_to_end(rpc_id)
-        requests[rpc_id] = OpenRequest(message.method, message.target, message.at_ns)
+        earlier = requests.pop(rpc_id, None)
+        if earlier is not None and earlier.earlier is not None:
+            earlier = earlier._replace(earlier=None)
+        requests[rpc_id] = OpenRequest(message.method, message.target, message.at_ns, earlier)
         if len(requests) > OPEN_MAX:
             requests.popitem(last=False)
 
-    def _requests_against(self, answer: Message) -> OrderedDict[str, OpenRequest]:
-        """The open requests of the direction that *answer* answers."""
-        return self._open_to_client if answer.stream is Stream.TO_SERVER else self._open_to_server
+    def _close(self, rpc_id: str, answer: Message) -> OpenRequest | None:
+        """
+        Take out the request that *answer* answers: the newest of its id that is not younger than the answer.
+
+        A client may use an id again before the pump that has passed the answer on could tell kmd of it.
+        """
+        requests = self._open_to_client if answer.stream is Stream.TO_SERVER else self._open_to_server
+        request = requests.pop(rpc_id, None)
+        if request is None or request.earlier is None or request.at_ns <= answer.at_ns:
+            return request
+        requests[rpc_id] = request._replace(earlier=None)
+        return request.earlier
 
     def _answer(self, message: Message) -> list[Message]:
         if message.rpc_id is None or message.rpc_id == "null":
             return [message]
-        request = self._requests_against(message).pop(message.rpc_id, None)
+        request = self._close(message.rpc_id, message)
         if request is not None:
             return [pair(request, message)]
         self._parked.append(message)

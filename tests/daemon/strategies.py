@@ -1,6 +1,7 @@
 """What hypothesis draws in these tests: splits of a byte string, and streams with many newlines."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from hypothesis import strategies as st
 
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 def cut_at(data: bytes, places: Sequence[int]) -> list[bytes]:
     """*data* cut at *places*, which may repeat and may lie beyond its end."""
     marks = [0, *sorted(min(place, len(data)) for place in places), len(data)]
-    return [data[start:end] for start, end in zip(marks, marks[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(marks)]
 
 
 def places(most: int = 400) -> st.SearchStrategy[list[int]]:

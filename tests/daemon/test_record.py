@@ -2,6 +2,7 @@
 
 import contextlib
 import tracemalloc
+from itertools import chain
 
 import pytest
 from hypothesis import given
@@ -84,8 +85,7 @@ def test_every_single_flipped_bit_of_a_record_is_refused() -> None:
         torn[bit // 8] ^= 1 << bit % 8
         reader = RecordReader()
         with pytest.raises(RecordError):
-            assert not list(reader.feed(bytes(torn)))
-            list(reader.feed(behind))  # a longer length waits for that much, then fails
+            next(chain(reader.feed(bytes(torn)), reader.feed(behind)))  # a longer length waits for that much
 
 
 def test_a_flipped_bit_costs_a_spool_that_record_only() -> None:
