@@ -10,6 +10,7 @@ import trio
 
 from kmd.errors import DaemonRunning, KilometersError
 
+OWN_NAMES = ("config.toml", "outbox.", "kmd.", "control.", "spool", "lost+found")
 BACKLOG = 512
 """Relays that may wait at once, for instance after kmd was restarted."""
 
@@ -23,7 +24,7 @@ def make_private_dir(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = path.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & stat.S_ISVTX or path == Path.home():
+        if status.st_uid != os.geteuid() or path == Path.home() or is_shared(path, status.st_mode):
             hint = "choose a folder of its own with --home"
             raise KilometersError(f"{path}: is not for Kilometers alone", hint=hint)
         if stat.S_IMODE(status.st_mode) & 0o077:
@@ -31,6 +32,11 @@ def make_private_dir(path: Path) -> None:
     except OSError as exc:
         hint = "choose another folder with --home"
         raise KilometersError(f"{path}: cannot be used ({exc.strerror})", hint=hint) from exc
+
+
+def is_shared(path: Path, mode: int) -> bool:
+    """Whether this is a folder like /tmp, with things in it that are not ours: closing it would break them."""
+    return bool(mode & stat.S_ISVTX) and any(not entry.name.startswith(OWN_NAMES) for entry in path.iterdir())
 
 
 def listen(path: Path) -> trio.SocketListener:
