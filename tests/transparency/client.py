@@ -79,9 +79,16 @@ class Client:
 
     def exchange(self, data: bytes) -> bytes:
         """Write *data* and close, reading all the while; returns all of the output from here on."""
-        view, parts, ended = memoryview(data), list[bytes](), False
+        return self._write_and_read(data, None)
+
+    def converse(self, data: bytes) -> bytes:
+        """Write *data*, reading all the while, until as much has come back; both directions stay open."""
+        return self._write_and_read(data, len(data))
+
+    def _write_and_read(self, data: bytes, size: int | None) -> bytes:
+        view, parts, left, ended = memoryview(data), list[bytes](), size, False
         while view or not ended:
-            if not view:
+            if not view and size is None:
                 self.close_input()
             ready = wait_any(
                 {self.input: select.POLLOUT} if view else {}, {} if ended else {self.output: select.POLLIN}
@@ -92,9 +99,11 @@ class Client:
                 except BrokenPipeError:
                     view = memoryview(b"")
             if self.output in ready:
-                parts.append(os.read(self.output, 1 << 20))
-                ended = not parts[-1]
-        self.close_input()
+                parts.append(os.read(self.output, 1 << 20 if left is None else left))
+                left = None if left is None else left - len(parts[-1])
+                ended = not parts[-1] or left == 0
+        if size is None:
+            self.close_input()
         return b"".join(parts)
 
     def take_over(self, to_server: int, from_server: int) -> None:
