@@ -64,11 +64,9 @@ def run(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end in a traceback
     try:
-        code = invoke(arguments)
-        sys.stdout.flush()
+        return invoke(arguments)
     except BrokenPipeError:
         return leave_pipe()
-    return code
 
 
 def invoke(arguments: Sequence[str]) -> int:

@@ -59,6 +59,5 @@ def make_printer() -> Callable[[Answer], None]:
         width = console.width if console.is_terminal else None
         line = render_seen(parse_part(answer, "event", Seen), None, width)
         console.print(line, soft_wrap=True)
-        console.file.flush()
 
     return print_line

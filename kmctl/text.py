@@ -16,7 +16,7 @@ MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 
 def harmless(text: str) -> str:
     r"""*text* with everything that a terminal could act on shown as an escape, such as `\x1b`."""
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
     return "".join(escape(char) if unicodedata.category(char) in UNSAFE_CATEGORIES else char for char in text)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 WAIT_S = 20.0
 
-Script = Sequence[dict[str, Any] | bytes]
-"""Answer lines; bytes go out as they are."""
+Script = Sequence[dict[str, Any] | bytes | float]
+"""Answer lines; bytes go out as they are, a number is that many seconds of silence."""
 
 
 @dataclass(slots=True)
@@ -23,6 +23,7 @@ class Stub:
     scripts: dict[str, Script]
     hold: bool = False
     requests: list[dict[str, Any]] = field(default_factory=list)
+    silence: threading.Event = field(default_factory=threading.Event)
 
     def serve(self, listener: socket.socket) -> None:
         """Answer connections until the listener is shut down."""
@@ -42,6 +43,9 @@ class Stub:
             self.requests.append(request)
             try:
                 for line in self.scripts.get(request["op"], ()):
+                    if isinstance(line, float):
+                        self.silence.wait(line)
+                        continue
                     peer.sendall(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
                 if self.hold:
                     peer.recv(1)

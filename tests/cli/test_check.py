@@ -4,6 +4,8 @@ import json
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -120,27 +122,39 @@ def test_a_plain_server_where_tls_is_meant() -> None:
     assert "http://" in caught.value.hint
 
 
-def test_a_server_that_drips_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each byte comes well within httpx's own time-out; only a bound on the whole ends this."""
-    monkeypatch.setattr(check, "CHECK_TIMEOUT_S", 0.5)
+@contextmanager
+def raw_server(head: bytes, piece: bytes, pause_s: float) -> Iterator[str]:
+    """A server that answers its first connection with *head*, then with *piece* again and again: its URL."""
     over = threading.Event()
 
-    def drip(listener: socket.socket) -> None:
+    def answer(listener: socket.socket) -> None:
         peer, _ = listener.accept()
         with peer:
-            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-            while not over.wait(0.05):
-                try:
-                    peer.sendall(b" ")
-                except OSError:
-                    return
+            try:
+                peer.sendall(head)
+                while not over.wait(pause_s):
+                    peer.sendall(piece)
+            except OSError:
+                return
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=drip, args=(listener,))
+        thread = threading.Thread(target=answer, args=(listener,))
         thread.start()
         try:
-            with pytest.raises(ServerUnreachable, match="no answer within"):
-                check_server(f"http://127.0.0.1:{listener.getsockname()[1]}", "km_x", "b1")
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             over.set()
             thread.join(WAIT_S)
+
+
+def test_a_server_that_drips_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes well within httpx's own time-out; only a bound on the whole ends this."""
+    monkeypatch.setattr(check, "CHECK_TIMEOUT_S", 0.5)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
+    with raw_server(head, b" ", 0.05) as url, pytest.raises(ServerUnreachable, match="no answer within"):
+        check_server(url, "km_x", "b1")
+
+
+def test_a_body_that_never_ends_is_read_no_further_than_needed() -> None:
+    with raw_server(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536, 0) as url, pytest.raises(DeliveryError, match="no km-"):
+        check_server(url, "km_x", "b1")

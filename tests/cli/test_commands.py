@@ -38,7 +38,7 @@ def progress(pending: int, state: str = "sending") -> dict[str, Any]:
     return {"progress": [{"name": "team", "mark": 100, "cursor": 100 - pending, "pending": pending, "state": state}]}
 
 
-def flush_scripts(*answers: dict[str, Any]) -> dict[str, Script]:
+def flush_scripts(*answers: dict[str, Any] | float) -> dict[str, Script]:
     return {"status": [{"status": status_of(destination_of())}], "flush": answers}
 
 
@@ -165,7 +165,7 @@ def test_tail_asks_for_what_was_wanted(tmp_path: Path) -> None:
 def test_tail_in_a_pipe_is_whole(tmp_path: Path) -> None:
     event = {**EVENT, "target": "x" * 3000}
     with stub_daemon(tmp_path, {"tail": [{"event": event}, {"event": EVENT}]}):
-        code, shown, err = run_kmctl("--home", str(tmp_path), "tail")
+        code, shown, err = run_kmctl("--home", str(tmp_path), "tail", environ={"FORCE_COLOR": "1"})
     assert (code, err) == (0, "")
     first, second = shown.splitlines()
     assert "x" * 3000 in first
@@ -200,6 +200,21 @@ def test_tail_json_is_an_object_per_line(tmp_path: Path, capsys: Shown) -> None:
     assert [json.loads(line) for line in shown.splitlines()] == events
     assert shown.isascii()
     assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("command", [["tail", "-f"], ["flush", "--timeout", "1"]], ids=str)
+def test_a_command_that_waits_for_something_outlasts_a_silence(
+    tmp_path: Path, capsys: Shown, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setattr("kmctl.tail.ANSWER_TIMEOUT_S", 0.05)
+    scripts: dict[str, Script] = {**flush_scripts(progress(1), 1.2, {"done": True}), "tail": [0.2, {"event": EVENT}]}
+    with stub_daemon(tmp_path, scripts):
+        code = run(["--home", str(tmp_path), *command])
+    shown = capsys.readouterr()
+    if command[0] == "tail":
+        assert "git_log" in shown.out
+    else:
+        assert (code, shown.out) == (0, "everything is synced\n")
 
 
 def test_tail_follow_says_when_kmd_stops(tmp_path: Path, capsys: Shown) -> None:

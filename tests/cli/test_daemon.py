@@ -92,7 +92,10 @@ def test_an_answer_that_is_none(tmp_path: Path, line: bytes) -> None:
 
 def test_a_line_without_end_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "LINE_MAX_BYTES", 1000)
-    with stub_daemon(tmp_path, {"status": [b"x" * 5000]}) as stub, pytest.raises(RemoteProtocolError, match="endless"):
+    with (
+        stub_daemon(tmp_path, {"status": [b"x" * 5000]}, hold=True) as stub,
+        pytest.raises(RemoteProtocolError, match="endless"),
+    ):
         ask(stub.path, STATUS)
 
 
