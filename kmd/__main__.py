@@ -9,7 +9,7 @@ import trio
 
 from kmd.config import load_config
 from kmd.daemon import run_daemon
-from kmd.errors import KilometersError
+from kmd.errors import KilometersError, OutboxCorrupt
 from kmd.logs import configure_logs
 from kmd.paths import find_places
 
@@ -23,7 +23,10 @@ def main(home: Path | None) -> None:
         places = find_places(home, os.environ)
         config = load_config(places.config_file, os.environ)
         configure_logs(config.log_level)
-        trio.run(run_daemon, places, config, dict(os.environ))
+        try:
+            trio.run(run_daemon, places, config, dict(os.environ))
+        except* OutboxCorrupt:  # found while running: the next start checks the file and repairs it
+            trio.run(run_daemon, places, config, dict(os.environ))
     except* KilometersError as group:
         show(group)
         sys.exit(1)

@@ -33,8 +33,12 @@ log = structlog.get_logger(__name__)
 
 
 @contextmanager
-def hold_lock(places: Places) -> Iterator[None]:
-    """Be the only kmd of this home. The kernel releases the lock when the process ends, however it ends."""
+def hold_lock(places: Places) -> Iterator[bool]:
+    """
+    Be the only kmd of this home. The kernel releases the lock when the process ends, however it ends.
+
+    Yields whether the kmd before this one stopped properly: then it emptied the file, else its pid still stands there.
+    """
     descriptor = os.open(places.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
@@ -44,9 +48,11 @@ def hold_lock(places: Places) -> Iterator[None]:
             who = f" (pid {pid})" if pid else ""
             hint = "see 'kmctl status'; stop it first, or use another --home"
             raise DaemonRunning(f"kmd is already running for {places.meeting_dir}{who}", hint=hint) from exc
+        was_clean = os.fstat(descriptor).st_size == 0
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-        yield
+        yield was_clean
+        os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
@@ -57,7 +63,7 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
     make_private_dir(places.meeting_dir)
     make_private_dir(places.state_dir)
     limits = Limits.of(config.outbox_max_bytes, config.outbox_max_age_days)
-    with hold_lock(places), Outbox(places.outbox_file, limits) as outbox:
+    with hold_lock(places) as was_clean, Outbox(places.outbox_file, limits, check_first=not was_clean) as outbox:
         announcer = Announcer()
         async with trio.open_nursery() as nursery:
             release = version("kilometers")

@@ -79,11 +79,15 @@ def open_database(path: Path) -> tuple[Any, Any]:
     check_sqlite(pysqlite3.sqlite_version_info)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        make_private(path)
         writer = connect(path)
-        migrate(writer, path)
-        reader = connect(path)
-        reader.execute("PRAGMA query_only = ON")
+        try:
+            migrate(writer, path)
+            reader = connect(path)
+            reader.execute("PRAGMA query_only = ON")
+        except BaseException:
+            writer.close()
+            raise
     except pysqlite3.Error as exc:
         raise translate(exc) from exc
     except OSError as exc:
@@ -91,9 +95,20 @@ def open_database(path: Path) -> tuple[Any, Any]:
     return writer, reader
 
 
+def make_private(path: Path) -> None:
+    """Make the file if it is missing; readable by this user alone either way. SQLite gives its log the same mode."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+
+
 def connect(path: Path) -> Any:
     """A connection with the outbox's pragmas; transactions are begun by hand."""
     connection = pysqlite3.connect(str(path), isolation_level=None, check_same_thread=False)
+    # Texts of ours are UTF-8; after a flipped bit a row must still be readable.
+    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     for pragma in (
         f"busy_timeout = {BUSY_TIMEOUT_MS}",
         "auto_vacuum = INCREMENTAL",
@@ -145,7 +160,9 @@ class _Transaction:
 def migrate(connection: Any, path: Path) -> None:
     """Bring the schema up to date. Raises OutboxError when a newer kmd has been at the file, or another program."""
     application_id = connection.execute("PRAGMA application_id").fetchone()[0]
-    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    if application_id != APPLICATION_ID and {"events", "streams", "_sqlite_migrations"} <= tables:
+        raise OutboxCorrupt(f"{path}: its header is damaged")
     if application_id != APPLICATION_ID and tables:
         raise OutboxError(f"{path}: is no outbox", hint="move it away; kmd makes a new one")
     database = Database(connection, execute_plugins=False)

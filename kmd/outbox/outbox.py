@@ -6,7 +6,8 @@ together with how far each of their streams is durable, so an acknowledgement se
 Nothing here is async; kmd calls the writing half on one thread at a time and the reading half on another.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,16 +15,24 @@ from typing import Any, Self
 
 import pysqlite3
 
+from kmd.errors import OutboxCorrupt, OutboxError
 from kmd.mcp.message import Message
 from kmd.mcp.names import Kind, Outcome, Stream
 from kmd.mcp.row import Row, SessionStart
 from kmd.outbox.bounds import Limits
 from kmd.outbox.database import LAST_SEQ, open_database, transaction, translate
+from kmd.outbox.repair import check, repair
 from kmd.outbox.room import Room
 
 INSERT_EVENT = """
-INSERT OR IGNORE INTO events (session_id, stream, offset, idx, at_ns, kind, method, target, rpc_id, size_bytes,
-    took_ns, outcome, error_code, sha256, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT INTO events (session_id, stream, offset, idx, at_ns, kind, method, target, rpc_id, size_bytes,
+    took_ns, outcome, error_code, sha256, payload)
+"""
+INSERT_NEW = f"{INSERT_EVENT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_MISSING = f"""{INSERT_EVENT}
+SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15 WHERE NOT EXISTS
+    (SELECT 1 FROM events WHERE session_id = ?1 AND stream = ?2 AND offset = ?3 AND idx = ?4)"""
+"""For what may be there in part. Not `OR IGNORE`: that uses up a seq for each row that it passes over."""
 UPSERT_STREAM = """
 INSERT INTO streams (session_id, stream, durable) VALUES (?, ?, ?)
 ON CONFLICT DO UPDATE SET durable = max(durable, excluded.durable)"""
@@ -35,6 +44,11 @@ SELECT_EVICTIONS = "SELECT reason, events, bytes FROM evictions"
 NO_LIMITS = Limits(max_bytes=1 << 50)
 RESTORE_MESSAGES = 2000
 """How many of a session's last messages are looked through for open requests after a restart."""
+
+
+STREAMS = {stream.value: stream for stream in Stream}
+KINDS = {kind.value: kind for kind in Kind}
+OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +104,33 @@ class DestinationRow:
 class Outbox:
     """An open outbox. A context manager; raises the errors of kmd.errors, never SQLite's own."""
 
-    def __init__(self, path: Path, limits: Limits = NO_LIMITS) -> None:
+    def __init__(self, path: Path, limits: Limits = NO_LIMITS, *, check_first: bool = False) -> None:
+        """Open or make the file; a damaged one is repaired. check_first: read through it, as after a crash."""
         self.path = path
-        self._writer, self._reader = open_database(path)
-        self.room = Room(self._writer, path, limits)
-        self.room.set_limits(limits)
-        self.last_seq = self._scalar(LAST_SEQ)
+        try:
+            self._open(limits, check_first=check_first)
+        except OutboxCorrupt:
+            repair(path)
+            self._open(limits, check_first=False)
+
+    def _open(self, limits: Limits, *, check_first: bool) -> None:
+        self._writer, self._reader = open_database(self.path)
+        try:
+            if check_first:
+                check(self._writer)
+            self.room = Room(self._writer, self.path, limits)
+            self.room.set_limits(limits)
+            self.last_seq = self._scalar(LAST_SEQ)
+        except pysqlite3.Error as exc:
+            self._close()
+            raise translate(exc) from exc
+        except OutboxError:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        self._reader.close()
+        self._writer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -103,8 +138,7 @@ class Outbox:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._reader.close()
-        self._writer.close()
+        self._close()
 
     # The writing half: one caller at a time.
 
@@ -121,7 +155,7 @@ class Outbox:
             session_id, gap_bytes = db.execute(query, (start.session,)).fetchone()
             query = "SELECT stream, durable FROM streams WHERE session_id = ?"
             durable = {Stream(stream): offset for stream, offset in db.execute(query, (session_id,))}
-        recent = self._recent_messages(start.session) if durable else []
+            recent = self._recent_messages(start.session) if durable else []
         return KnownSession(session_id, durable, gap_bytes, recent)
 
     def commit(self, intakes: Iterable[Intake]) -> None:
@@ -129,7 +163,10 @@ class Outbox:
         with transaction(self._writer) as db:
             for intake in intakes:
                 rows = [render_row(intake, message) for message in intake.messages]
-                db.executemany(INSERT_EVENT, rows)
+                try:
+                    db.executemany(INSERT_NEW, rows)
+                except pysqlite3.IntegrityError:
+                    db.executemany(INSERT_MISSING, rows)
                 streams = [(intake.session_id, stream, offset) for stream, offset in intake.durable.items()]
                 db.executemany(UPSERT_STREAM, streams)
                 if intake.gap_bytes or intake.ended_at_ns is not None:
@@ -166,21 +203,22 @@ class Outbox:
         """The next events above *after_seq*, at most *limit*; at least one, then up to the payload bound."""
         rows: list[Row] = []
         payload_bytes = 0
-        cursor = self._read(f"{SELECT_EVENTS} WHERE e.seq > ? ORDER BY e.seq LIMIT ?", (after_seq, limit))
-        for values in cursor:
-            row = parse_row(values)
-            payload_bytes += len(row.message.payload or b"")
-            if rows and payload_bytes > max_payload_bytes:
-                break
-            rows.append(row)
-        cursor.close()
+        with closing(
+            self._read(f"{SELECT_EVENTS} WHERE e.seq > ? ORDER BY e.seq LIMIT ?", (after_seq, limit))
+        ) as found:
+            for values in found:
+                row = parse_row(values)
+                payload_bytes += len(row.message.payload or b"")
+                if rows and payload_bytes > max_payload_bytes:
+                    break
+                rows.append(row)
         return rows
 
     def read_destination(self, name: str) -> DestinationRow:
         query = "SELECT cursor, settled, last_success_at_ns FROM destinations WHERE name = ?"
-        cursor, settled, last_success_at_ns = self._read(query, (name,)).fetchone()
+        cursor, settled, last_success_at_ns = next(self._read(query, (name,)))
         query = "SELECT count(*) FROM quarantine WHERE destination = ?"
-        return DestinationRow(cursor, settled, self._read(query, (name,)).fetchone()[0], last_success_at_ns)
+        return DestinationRow(cursor, settled, next(self._read(query, (name,)))[0], last_success_at_ns)
 
     def read_totals(self, lowest_cursor: int) -> Totals:
         """Sizes of the outbox; *lowest_cursor* is the one of the destination that is furthest behind."""
@@ -188,7 +226,7 @@ class Outbox:
         first = self._scalar("SELECT coalesce(min(seq), 0) FROM events")
         last = self._scalar(LAST_SEQ)
         query = "SELECT at_ns FROM events WHERE seq > ? ORDER BY seq LIMIT 1"
-        oldest = self._read(query, (lowest_cursor,)).fetchone()
+        oldest = next(self._read(query, (lowest_cursor,)), None)
         pages = self._scalar("PRAGMA page_count") - self._scalar("PRAGMA freelist_count")
         used = pages * self._scalar("PRAGMA page_size")
         gap_bytes = self._scalar("SELECT coalesce(sum(gap_bytes), 0) FROM sessions")
@@ -200,14 +238,15 @@ class Outbox:
         rows = [parse_row((*v[:-1], None)) for v in self._writer.execute(query, (session, RESTORE_MESSAGES))]
         return [row.message for row in reversed(rows)]
 
-    def _read(self, query: str, values: tuple[object, ...] = ()) -> Any:
+    def _read(self, query: str, values: tuple[object, ...] = ()) -> Generator[Any]:
+        """The rows; damage may be met at any of them."""
         try:
-            return self._reader.execute(query, values)
+            yield from self._reader.execute(query, values)
         except pysqlite3.Error as exc:
             raise translate(exc) from exc
 
     def _scalar(self, query: str) -> int:
-        number: int = self._read(query).fetchone()[0]
+        number: int = next(self._read(query))[0]
         return number
 
 
@@ -233,7 +272,7 @@ def render_row(intake: Intake, m: Message) -> tuple[object, ...]:
 
 
 def parse_row(values: Sequence[Any]) -> Row:
-    """A row of SELECT_EVENTS."""
+    """A row of SELECT_EVENTS. Names that a flipped bit has made unknown must not stop the rows behind them."""
     seq, session, name, command, started_at_ns, ended_at_ns, *of_message = values
     stream, offset, index, at_ns, kind, method, target, rpc_id, size, took, outcome, code, sha256, payload = of_message
     return Row(
@@ -241,17 +280,17 @@ def parse_row(values: Sequence[Any]) -> Row:
         session=SessionStart(session, name, command, 0, started_at_ns),
         ended_at_ns=ended_at_ns,
         message=Message(
-            stream=Stream(stream),
+            stream=STREAMS.get(stream, Stream.TO_SERVER),
             offset=offset,
             index=index,
             at_ns=at_ns,
-            kind=Kind(kind),
+            kind=KINDS.get(kind, Kind.INVALID),
             method=method,
             target=target,
             rpc_id=rpc_id,
             size_bytes=size,
             took_ns=took,
-            outcome=Outcome(outcome) if outcome else None,
+            outcome=OUTCOMES.get(outcome),
             error_code=code,
             sha256=sha256,
             payload=payload,
