@@ -80,6 +80,7 @@ def open_database(path: Path) -> tuple[Any, Any]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         make_private(path)
+        check_owner(path)
         writer = connect(path)
         try:
             migrate(writer, path)
@@ -157,14 +158,25 @@ class _Transaction:
             raise translate(failed) from failed
 
 
-def migrate(connection: Any, path: Path) -> None:
-    """Bring the schema up to date. Raises OutboxError when a newer kmd has been at the file, or another program."""
-    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
-    if application_id != APPLICATION_ID and {"events", "streams", "_sqlite_migrations"} <= tables:
+def check_owner(path: Path) -> None:
+    """Raises OutboxError when the file is another program's; nothing in it is changed. OutboxCorrupt as for any."""
+    connection = pysqlite3.connect(str(path), isolation_level=None)
+    connection.text_factory = bytes
+    try:
+        application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    except UnicodeDecodeError as exc:  # SQLite's message quotes a damaged schema
+        raise OutboxCorrupt(f"{path}: its schema is damaged") from exc
+    finally:
+        connection.close()
+    if application_id != APPLICATION_ID and {b"events", b"streams", b"_sqlite_migrations"} <= tables:
         raise OutboxCorrupt(f"{path}: its header is damaged")
     if application_id != APPLICATION_ID and tables:
         raise OutboxError(f"{path}: is no outbox", hint="move it away; kmd makes a new one")
+
+
+def migrate(connection: Any, path: Path) -> None:
+    """Bring the schema up to date. Raises OutboxError when a newer kmd has been at the file."""
     database = Database(connection, execute_plugins=False)
     pending = migrations.pending(database)
     if {applied.name for applied in migrations.applied(database)} - ALL_MIGRATIONS:
