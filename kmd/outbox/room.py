@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pysqlite3
+
 from kmd.outbox.bounds import (
     HARD_ROOM_BYTES,
     VACUUM_FREE_SHARE,
@@ -14,7 +16,7 @@ from kmd.outbox.bounds import (
     Usage,
     plan_eviction,
 )
-from kmd.outbox.database import LAST_SEQ, transaction
+from kmd.outbox.database import LAST_SEQ, transaction, translate
 
 BALLAST_BYTES = 8 << 20
 """Given up when the disk is full: in WAL mode even a deletion needs space."""
@@ -59,11 +61,14 @@ class Room:
         return eviction is not None
 
     def give_back(self) -> bool:
-        """Return a little free space to the disk. Returns whether there was much of it."""
+        """Return a little free space to the disk. Returns whether there was much of it. Raises OutboxError."""
         free, pages = self._scalar("PRAGMA freelist_count"), self._scalar("PRAGMA page_count")
         if free < VACUUM_PAGES or free < pages * VACUUM_FREE_SHARE:
             return False
-        self._db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        try:
+            self._db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        except pysqlite3.Error as exc:
+            raise translate(exc) from exc
         return True
 
     def drop_ballast(self) -> bool:

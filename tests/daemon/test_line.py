@@ -26,7 +26,7 @@ def split(data: bytes) -> list[tuple[int, bytes]]:
 
 def feed(assembler: LineAssembler, data: bytes, cuts: list[int]) -> list[Line]:
     """Everything in pieces; the stream's first byte stands at START."""
-    lines, offset = [], START
+    lines, offset = list[Line](), START
     for chunk in cut_at(data, cuts):
         lines += assembler.feed(offset, chunk, offset)
         offset += len(chunk)
@@ -67,7 +67,7 @@ def test_the_end_of_the_stream_hands_out_the_last_line_without_its_newline(data:
 
 @given(STREAMS, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 60)), max_size=20))
 def test_a_resend_from_any_earlier_offset_changes_nothing(data: bytes, resends: list[tuple[int, int]]) -> None:
-    assembler, lines, next_at = LineAssembler(START, NO_CAP), [], 0
+    assembler, lines, next_at = LineAssembler(START, NO_CAP), list[Line](), 0
     for back, length in [*resends, (0, len(data))]:
         start = max(0, next_at - back)
         lines += assembler.feed(START + start, data[start : start + length], 0)
@@ -108,7 +108,7 @@ def render_steps(data: bytes, holes: list[tuple[int, int, bool]]) -> list[Step]:
 
 
 def take(assembler: LineAssembler, steps: list[Step]) -> list[Line]:
-    lines = []
+    lines = list[Line]()
     for offset, chunk, missing in steps:
         if missing:
             assembler.skip(offset, missing)
