@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test check bench torture clean
 help:
 	@echo "make demo    two real MCP servers through km, km-server stopped in between, counts that must agree"
 	@echo "make test    every test but the heavy ones"
 	@echo "make check   ruff, mypy --strict, import-linter"
 	@echo "make bench   ratios against the limits named in docs/measurements.md"
+	@echo "make torture everything killed again and again under traffic; ARGS='--seed 7 --rounds 300'"
 	@echo "make clean   remove $(VENV)"
 
 install: $(STAMP)
@@ -34,6 +35,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m tests.support.bench $(ARGS)
+
+torture: $(STAMP)
+	@$(BIN)/python -m tests.support.torture_main $(ARGS)
 
 clean:
 	rm -rf $(VENV)

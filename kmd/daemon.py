@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 
-import pysqlite3
 import structlog
 import trio
 
@@ -22,6 +21,7 @@ from kmd.intake.connection import serve_relay
 from kmd.intake.local_socket import is_own_peer, listen, make_private_dir
 from kmd.intake.sessions import Sessions
 from kmd.outbox.bounds import Limits
+from kmd.outbox.database import SQLITE_VERSION
 from kmd.outbox.housekeeping import Housekeeper
 from kmd.outbox.outbox import Outbox
 from kmd.outbox.writer import Writer
@@ -81,7 +81,7 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
                 home=places.meeting_dir,
                 config_file=places.config_file,
                 spool_dir=places.spool_dir,
-                sqlite=pysqlite3.sqlite_version,
+                sqlite=SQLITE_VERSION,
                 outbox=outbox,
                 sessions=sessions,
                 fleet=fleet,

@@ -17,6 +17,7 @@ from kmd.errors import OutboxCorrupt, OutboxError, OutboxFull
 
 APPLICATION_ID = 0x4B4D4F42
 """'KMOB': `file` and SQLite's own tools then say what this database is."""
+SQLITE_VERSION: str = pysqlite3.sqlite_version
 BUSY_TIMEOUT_MS = 5000
 WAL_CHECKPOINT_PAGES = 4096
 """16 MiB of log before SQLite folds it into the file."""

@@ -164,6 +164,9 @@ class DestinationLoop:
             case Action.SETTLE:
                 verdicts = zip(rows, answer.verdicts, strict=True)
                 refused = {row.seq: v.reason for row, v in verdicts if v.status is Status.REJECTED}
+                again = sum(verdict.status is Status.DUPLICATE for verdict in answer.verdicts)
+                if again:
+                    log.info("the server had some events already", destination=self.destination.name, events=again)
                 await self._settle(rows, refused)
                 return 0.0
             case Action.SPLIT:

@@ -73,19 +73,31 @@ class Transport:
         request = self._client.build_request("POST", self._url, content=body, headers=headers, timeout=timeout)
         response = await self._client.send(request, stream=True)
         try:
-            answer = bytearray()
-            async for chunk in response.aiter_bytes(1 << 16):
-                answer += chunk
-                if len(answer) > BODY_MAX_BYTES:
-                    break
+            answer = await read_body(response)
         finally:
             await response.aclose()
         return Reply(
             status=response.status_code,
             content_type=response.headers.get("Content-Type", ""),
             retry_after=response.headers.get("Retry-After", ""),
-            body=bytes(answer[:BODY_MAX_BYTES]),
+            body=answer,
         )
+
+
+async def read_body(response: httpx.Response) -> bytes:
+    """
+    The first BODY_MAX_BYTES of the body.
+
+    A longer one is ended by a cancellation, which unwinds httpx's nested generators in order; leaving the loop
+    would leave them to the garbage collector.
+    """
+    body = bytearray()
+    with trio.CancelScope() as enough:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) >= BODY_MAX_BYTES:
+                enough.cancel()
+    return bytes(body[:BODY_MAX_BYTES])
 
 
 def explain_connect_error(exc: httpx.ConnectError) -> "tuple[str]":
