@@ -62,7 +62,7 @@ SETTINGS = (
         16 * 2**20,
         "Keep at most this much of one message; a longer one is stored as its prefix with its SHA-256.",
         least=1024,
-        most=256 * 2**20,
+        most=24 * 2**20,
     ),
     Setting(
         "outbox.max_bytes",

@@ -215,7 +215,7 @@ def render_time(at_ns: int | None) -> str | None:
 async def flush(control: Control, timeout_s: float) -> AsyncIterator[dict[str, Any]]:
     """Send what was committed before the call, to every destination; ends when that is settled or cannot be."""
     await adopt_spools(control.spool_dir, control.sessions)
-    mark = control.outbox.last_seq
+    mark = await trio.to_thread.run_sync(control.outbox.read_last_seq)
     tries = {id(loop): loop.tries for loop in control.fleet.loops}
     deadline = trio.current_time() + timeout_s
     while True:

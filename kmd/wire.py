@@ -104,10 +104,17 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     verdicts: tuple[Verdict, ...]
 
 
-def payload_fields(payload: bytes | None) -> tuple[str | None, str | None]:
-    """Split payload bytes into the pair (payload, payload_base64) that an Event carries."""
+def payload_fields(payload: bytes | None, text_max_bytes: int = OFFSET_MAX) -> tuple[str | None, str | None]:
+    """
+    Split payload bytes into the pair (payload, payload_base64) that an Event carries.
+
+    text_max_bytes: longer ones are base64 in any case, for a sender that must bound its body: JSON may need six
+    characters for one byte of text, base64 never more than 4/3.
+    """
     if payload is None:
         return None, None
+    if len(payload) > text_max_bytes:
+        return None, base64.b64encode(payload).decode("ascii")
     try:
         return payload.decode("utf-8"), None
     except UnicodeDecodeError:

@@ -12,6 +12,7 @@ from kmd.outbox.outbox import Intake, KnownSession
 from kmd.record import BYE, DATA, GAP, PROTOCOL, Record, RecordError, parse_fields, parse_gap
 
 NAME_MAX_CHARS = 256
+UNNAMED = "unnamed"
 STREAMS = tuple(Stream)
 
 
@@ -39,7 +40,7 @@ def parse_hello(record: Record) -> SessionStart:
     is_id = len(session) == 36 and all(char in "0123456789abcdef-" for char in session)
     if not is_id or not 0 <= started_at_ns < 2**63 or not 0 <= pid < 2**31:
         raise RecordError("a hello with an impossible number")
-    return SessionStart(session, name, command, pid, started_at_ns)
+    return SessionStart(session, name or command or UNNAMED, command, pid, started_at_ns)
 
 
 def parse_lengths(bye: Record) -> dict[Stream, int]:

@@ -226,9 +226,9 @@ def find_target(method: str | None, params: bytes) -> str | None:
 
 
 def cut(text: str | None) -> str | None:
-    """At most NAME_MAX_CHARS of *text*, and nothing that UTF-8 cannot carry."""
-    if text is None or (text.isascii() and len(text) <= NAME_MAX_CHARS):
+    """At most NAME_MAX_CHARS of *text*, and nothing that UTF-8 or a database's text cannot carry."""
+    if text is None or (text.isascii() and len(text) <= NAME_MAX_CHARS and "\0" not in text):
         return text
     if len(text) > NAME_MAX_CHARS:
         text = text[: NAME_MAX_CHARS - 1] + "…"
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

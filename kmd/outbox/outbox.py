@@ -214,6 +214,10 @@ class Outbox:
                 rows.append(row)
         return rows
 
+    def read_last_seq(self) -> int:
+        """The latest commit that readers can see; `last_seq` follows a moment later."""
+        return self._scalar(LAST_SEQ)
+
     def read_destination(self, name: str) -> DestinationRow:
         query = "SELECT cursor, settled, last_success_at_ns FROM destinations WHERE name = ?"
         cursor, settled, last_success_at_ns = next(self._read(query, (name,)))

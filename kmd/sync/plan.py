@@ -10,6 +10,8 @@ from kmd.wire import Batch, Event, Session, payload_fields
 
 PROBE_MAX_EVENTS = 50
 """While a destination is ill, each try is small."""
+PAYLOAD_TEXT_MAX_BYTES = 1 << 20
+"""Larger payloads travel as base64, so that the largest still fits the server's bound on a body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def render_batch(rows: Sequence[Row], batch_id: str, sent_by: str, host: str) ->
 def render_event(row: Row, *, with_payload: bool = True) -> Event:
     """A row as the wire's Event."""
     m = row.message
-    text, in_base64 = payload_fields(m.payload) if with_payload else (None, None)
+    text, in_base64 = payload_fields(m.payload, PAYLOAD_TEXT_MAX_BYTES) if with_payload else (None, None)
     return Event(
         session=row.session.session,
         stream=m.stream,

@@ -188,3 +188,35 @@ def test_two_destinations_have_cursors_of_their_own(tmp_path: Path) -> None:
             assert states["near"]["pending"] == 0
             assert states["far"]["pending"] == 600
             wait_for(lambda: read_status(home)["destinations"][1]["last_error"], "the far one's error")
+
+
+def test_the_awkward_reaches_the_server_too(tmp_path: Path) -> None:
+    home, database = tmp_path / "home", tmp_path / "server.db"
+    lines = [
+        b'{"jsonrpc":"2.0","id":"\\u0000","method":"a\\u0000b","params":{"name":"\\ud800"}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"nul\\u0000"}}',
+        b"\x00\x01 not json \xff",
+        b"",
+        b"\r",
+        b'[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"2.0","method":"n"}]',
+        b'{"jsonrpc":"2.0","id":' + b"9" * 400 + b',"method":"m"}',
+        b'{"jsonrpc":"2.0","id":3,"method":"big","params":["' + b'\\"' * 6_000_000 + b'"]}',
+        b'{"jsonrpc":"2.0","id":4,"method":"' + b"m" * 70_000 + b'"}',
+        b"\x01" * 15_000_000,
+        b'{"jsonrpc":"2.0","id":5,"result":{"content":"' + b"y" * 18_000_000 + b'"}}',
+    ]
+    with running_server(database) as server:
+        key = create_key(database)
+        write_config(home, ("team", server.url, key))
+        with running_kmd(home):
+            echo(home, "/", lines)
+            wait_for(lambda: read_status(home)["outbox"]["events"] == 2 * (len(lines) + 2), "the commits")
+            assert flush(home, 60) == {"done": True}
+            assert read_status(home)["destinations"][0]["quarantined"] == 0
+        items = read_all(server.url, key, include="payload")
+    stored = [item for item in items if item["stream"] == "to_server" and item["index"] == 0]
+    assert [item["size_bytes"] for item in stored] == [len(line) for line in lines]
+    assert [payload(item) for item in stored[:-1]] == lines[:-1]
+    assert payload(stored[-1]) == lines[-1][: 16 << 20]
+    assert stored[-1]["truncated"]
+    assert (stored[-1]["kind"], stored[-1]["rpc_id"]) == ("response", "5")
