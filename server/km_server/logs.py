@@ -16,7 +16,7 @@ class LibraryHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
-        structlog.get_logger(record.name).warning("library", level=record.levelname, error=kind)
+        structlog.get_logger().warning("library", logger=record.name, severity=record.levelname, error=kind)
 
 
 def set_up_logs() -> None:

@@ -195,8 +195,10 @@ async def read_pages(store: TenantStore, query: ActivityQuery) -> list[list[Stor
         query = replace(query, after=page.next)
 
 
-def test_a_rare_match_is_found_in_bounded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "SCAN_MAX", 7)
+@pytest.mark.parametrize("scan_max", [5, 7])
+def test_a_rare_match_is_found_in_bounded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scan_max: int) -> None:
+    """Matches at the very end of a step, and in its middle."""
+    monkeypatch.setattr(read, "SCAN_MAX", scan_max)
 
     async def scenario() -> None:
         async with open_tenant(tmp_path / "server.db") as store:
@@ -208,7 +210,7 @@ def test_a_rare_match_is_found_in_bounded_steps(tmp_path: Path, monkeypatch: pyt
                 pages = await read_pages(store, ActivityQuery(limit=limit, method="rare"))
                 found = [stored.event.offset for page in pages for stored in page]
                 assert found == [7500, 5000, 2500, 0]
-                assert len(pages) >= 100 // 7
+                assert len(pages) >= 100 // scan_max
 
     asyncio.run(scenario())
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import socket
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -83,6 +84,19 @@ def test_the_bound_itself_is_allowed(encoding: Encoding) -> None:
     with pytest.raises(ApiError) as refusal:
         inflate(encoding, pack(encoding, body), 999)
     assert refusal.value.status == 413
+
+
+@pytest.mark.parametrize("encoding", [Encoding.GZIP, Encoding.ZSTD])
+def test_a_bomb_is_not_unpacked_beyond_its_bound(encoding: Encoding) -> None:
+    bomb = pack(encoding, b" " * (100 * MIB))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ApiError):
+            inflate(encoding, bomb, MIB)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 20 * MIB
 
 
 def test_a_zstd_frame_cannot_ask_for_any_memory() -> None:

@@ -5,6 +5,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -139,6 +140,18 @@ def test_the_last_use_is_not_written_with_every_request(api: Api, served: Served
     for number in range(5):
         api.send(make_batch([make_event(number)]))
     assert ask_file(served.database, question) == first != [(None,)]
+
+
+def test_what_a_library_logs_is_not_quoted() -> None:
+    script = (
+        "import logging\n"
+        "from km_server.logs import set_up_logs\n"
+        "set_up_logs()\n"
+        "logging.getLogger('aiohttp.server').error('SECRET', exc_info=ValueError('SECRET'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=WAIT_S)
+    assert "SECRET" not in done.stderr
+    assert {"aiohttp.server", "ERROR", "ValueError"} <= set(done.stderr.split('"'))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
