@@ -96,7 +96,7 @@ def parse_fields(body: bytes) -> dict[str, bytes]:
     fields = {}
     for entry in body.split(b"\0") if body else ():
         key, equals, value = entry.partition(b"=")
-        if not equals or not key.isascii():
+        if not equals or not key or not key.isascii():
             raise RecordError("a field without a name")
         fields[key.decode("ascii")] = value
     return fields

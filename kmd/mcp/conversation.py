@@ -6,6 +6,7 @@ from kmd.mcp.exchange import Exchanges
 from kmd.mcp.line import LineAssembler
 from kmd.mcp.message import Message, parse_line
 from kmd.mcp.names import Kind, Stream
+from kmd.record import POSITION_MAX
 
 
 class Conversation:
@@ -63,12 +64,13 @@ class Conversation:
         """
         Both streams have ended: hand out what is left, last lines without a newline included.
 
-        lengths: how long the streams were, where that is known; what is missing at an end counts as a gap.
+        lengths: how long the streams were, where that is known; what is missing at an end counts as a gap. One
+        that no stream can have says nothing.
         """
         messages: list[Message] = []
         for stream, assembler in self._assemblers.items():
             missing = lengths.get(stream, 0) - assembler.next_offset
-            if missing > 0:
+            if 0 < missing <= POSITION_MAX:
                 assembler.skip(assembler.next_offset, missing)
             for line in assembler.finish():
                 for message in parse_line(stream, line):
