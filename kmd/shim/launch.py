@@ -183,12 +183,22 @@ def run_relay(plan: Plan, server_pid: int, relay_in: int, relay_out: int) -> Non
     except BaseException:  # noqa: BLE001 - whatever it is, the server must start
         os._exit(1)
     try:
+        let_go_of_stderr(keep=(relay_in, relay_out))
         sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
         from kmd.shim.relay import run  # noqa: PLC0415 - after the fork: the server does not wait for it
 
         run(plan.command, plan.name, plan.home, server_pid, relay_in, relay_out)
     finally:
         os._exit(0)
+
+
+def let_go_of_stderr(keep: tuple[int, int]) -> None:
+    """At once, before the imports: a client waits for the end of stderr, and that is the server's to give."""
+    if 2 not in keep:
+        null = os.open("/dev/null", os.O_RDWR)
+        if null != 2:
+            os.dup2(null, 2)
+            os.close(null)
 
 
 def become(command: list[str], environ: dict[bytes, bytes]) -> None:
