@@ -126,11 +126,12 @@ class DestinationLoop:
 
     async def _try(self, transport: Transport) -> float:
         """One batch. Returns how long to wait before the next."""
+        self.state = State.SENDING
+        self._wake = trio.Event()  # what has come so far is sent now, and must not cut the next pause short
         try:
             rows = await self._next_rows()
             if not rows:
                 return 0.0
-            self.state = State.SENDING
             answer = await self._send(transport, rows)
             return await self._act(answer, rows)
         except ServerUnreachable as exc:

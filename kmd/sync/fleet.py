@@ -24,6 +24,7 @@ class Fleet:
         self._sender = sender
         self._nursery = nursery
         self._running: dict[str, tuple[DestinationLoop, trio.CancelScope]] = {}
+        self._one_at_a_time = trio.Lock()
 
     @property
     def loops(self) -> list[DestinationLoop]:
@@ -35,18 +36,24 @@ class Fleet:
         return min((loop.cursor for loop in self.loops), default=self._outbox.last_seq)
 
     async def apply(self, config: Config) -> None:
-        """Run exactly the destinations of *config*. One that is new starts with the oldest event that is kept."""
-        for _, scope in self._running.values():
-            scope.cancel()
-        self._running.clear()
-        for destination in config.destinations:
-            row = await trio.to_thread.run_sync(
-                self._outbox.open_destination, destination.name, limiter=self._writer_limiter
-            )
-            loop = DestinationLoop(destination, config, self._outbox, row, self._writer_limiter, self._sender)
-            scope = trio.CancelScope()
-            self._running[destination.name] = loop, scope
-            self._nursery.start_soon(run_within, scope, loop)
+        """
+        Run exactly the destinations of *config*. One that is new starts with the oldest event that is kept.
+
+        The old ones stay listed until the new ones are there: without them everything would seem to be settled.
+        """
+        async with self._one_at_a_time:
+            for _, scope in self._running.values():
+                scope.cancel()
+            running = {}
+            for destination in config.destinations:
+                row = await trio.to_thread.run_sync(
+                    self._outbox.open_destination, destination.name, limiter=self._writer_limiter
+                )
+                loop = DestinationLoop(destination, config, self._outbox, row, self._writer_limiter, self._sender)
+                running[destination.name] = loop, trio.CancelScope()
+            self._running = running
+            for loop, scope in running.values():
+                self._nursery.start_soon(run_within, scope, loop)
 
     def notice(self) -> None:
         """New events were committed."""

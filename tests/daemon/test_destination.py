@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from kmd.config import Config, Destination, parse_config
 from kmd.mcp.names import Stream
@@ -353,6 +354,22 @@ async def test_after_a_failure_the_next_try_is_a_small_probe(tmp_path: Path) -> 
             await running.settle()
             check_all_settled(running, server, 400)
     assert [len(request.offsets) for request in server.requests] == [400, 50, 350]
+
+
+@pytest.mark.trio
+async def test_events_that_join_the_first_batch_do_not_cut_the_pause_after_its_failure_short(tmp_path: Path) -> None:
+    with misbehaving(say(503, Retry_After="60")) as server:
+        async with rig(tmp_path, server.url, 0) as running:
+            await trio.testing.wait_all_tasks_blocked()
+            session_id = running.outbox.open_session(START).session_id
+            for offset in range(10):
+                running.outbox.commit([Intake(session_id, [message(offset)], {Stream.TO_SERVER: offset})])
+                running.loop.notice()
+                await trio.sleep(0.01)
+            await running.wait_trouble()
+            running.loop.notice()
+            await trio.sleep(0.1)
+            assert [len(request.offsets) for request in server.requests] == [10]
 
 
 @pytest.mark.trio

@@ -68,7 +68,7 @@ def render_answer(status: int, body: bytes = b"", *, content_type: str = "applic
 
 def say(status: int, body: bytes = b"", **more: str) -> Script:
     """A script that always gives the same answer."""
-    return lambda request: Act(render_answer(status, body, **more))  # type: ignore[arg-type]
+    return lambda request: Act(render_answer(status, body, **more))
 
 
 @dataclass(slots=True)
