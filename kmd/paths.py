@@ -7,6 +7,7 @@ and state are in the platform's places, and the *meeting place* of `km` and kmd 
 kmd.shim.relay.meeting_dir says the same for `km`, which must not import this; a test holds the two together.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def find_places(home: Path | None, environ: Mapping[str, str]) -> Places:
     chosen = home or (Path(environ["KM_HOME"]) if environ.get("KM_HOME") else None)
     try:
         if chosen is not None:
-            root = Path.cwd() / chosen.expanduser()
+            root = Path(os.path.abspath(chosen.expanduser()))  # noqa: PTH100 - takes ".." away as the relay does
             return Places(config_file=root / "config.toml", state_dir=root, meeting_dir=root)
         user_home = Path.home()
     except RuntimeError as exc:
