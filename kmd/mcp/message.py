@@ -47,14 +47,18 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     payload: bytes | None
 
 
+_ABSENT = msgspec.Raw()
+"""Compared by identity: looking into a Raw copies it, and a result can be large."""
+
+
 class _Envelope(msgspec.Struct):
     """The members that tell the kinds apart; each stays raw until it is needed."""
 
-    id: msgspec.Raw = msgspec.Raw()
-    method: msgspec.Raw = msgspec.Raw()
-    params: msgspec.Raw = msgspec.Raw()
-    result: msgspec.Raw = msgspec.Raw()
-    error: msgspec.Raw = msgspec.Raw()
+    id: msgspec.Raw = _ABSENT
+    method: msgspec.Raw = _ABSENT
+    params: msgspec.Raw = _ABSENT
+    result: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
 
 
 class _Target(msgspec.Struct):
@@ -129,8 +133,8 @@ def parse_one(stream: Stream, line: Line, payload: bytes, index: int = 0) -> Mes
         at_ns=line.at_ns,
         kind=kind,
         method=cut(method),
-        target=cut(find_target(method, bytes(envelope.params))),
-        rpc_id=cut(bytes(envelope.id).decode("utf-8", "replace")) if bytes(envelope.id) else None,
+        target=cut(find_target(method, envelope.params)),
+        rpc_id=None if envelope.id is _ABSENT else cut(bytes(envelope.id).decode("utf-8", "replace")),
         size_bytes=line.size_bytes if index == 0 else len(payload),
         outcome=outcome,
         error_code=error_code,
@@ -180,13 +184,13 @@ def render_plain(stream: Stream, line: Line, kind: Kind, payload: bytes | None =
 
 def classify(envelope: _Envelope) -> tuple[Kind, str | None]:
     """Kind and method of an object. Raises msgspec.DecodeError when `method` is no text."""
-    if bytes(envelope.method):
+    if envelope.method is not _ABSENT:
         method = _TEXT.decode(envelope.method)
-        return (Kind.REQUEST if bytes(envelope.id) else Kind.NOTIFICATION), method
-    error, result = bytes(envelope.error), bytes(envelope.result)
-    if error and not (error == b"null" and result):  # JSON-RPC 1.0 says `"error": null` beside a result
-        return Kind.ERROR, None
-    return (Kind.RESPONSE if result else Kind.INVALID), None
+        return (Kind.NOTIFICATION if envelope.id is _ABSENT else Kind.REQUEST), method
+    has_result = envelope.result is not _ABSENT
+    if envelope.error is not _ABSENT and not (has_result and bytes(envelope.error) == b"null"):
+        return Kind.ERROR, None  # JSON-RPC 1.0 says `"error": null` beside a result
+    return (Kind.RESPONSE if has_result else Kind.INVALID), None
 
 
 def judge(kind: Kind, envelope: _Envelope) -> tuple[Outcome | None, int | None]:
@@ -206,9 +210,9 @@ def judge(kind: Kind, envelope: _Envelope) -> tuple[Outcome | None, int | None]:
     return None, None
 
 
-def find_target(method: str | None, params: bytes) -> str | None:
+def find_target(method: str | None, params: msgspec.Raw) -> str | None:
     """The tool, prompt or resource that a request is about."""
-    if not params or method is None:
+    if params is _ABSENT or method is None:
         return None
     try:
         if method in BY_NAME:
