@@ -27,10 +27,12 @@ POSITION_MAX = 1 << 60
 TIME_MAX_NS = (1 << 63) - 1
 
 _HEADER = struct.Struct("<BBHIQQ")
-"""type, stream, zero, body bytes, offset, wall-clock ns."""
+"""type, stream, what the CRC covers, body bytes, offset, wall-clock ns."""
 _CRC = struct.Struct("<I")
 _LENGTH = struct.Struct("<Q")
 _OFFSETS = struct.Struct("<QQQ")
+CRC_OF_ALL, CRC_OF_HEAD = range(2)
+"""In files the CRC covers header and body. On a socket it need not: a chunk's would take as long as its copy."""
 HEADER_BYTES = _HEADER.size + _CRC.size
 
 
@@ -52,9 +54,15 @@ class Record:
 
 
 def render_head(type: int, stream: int, offset: int, at_ns: int, body: bytes) -> bytes:  # noqa: A002
-    """The header that goes before *body*; apart from it, so that a chunk need not be copied to be sent."""
-    head = _HEADER.pack(type, stream, 0, len(body), offset, at_ns)
+    """The header that goes before *body*; apart from it, so that a chunk need not be copied to be written."""
+    head = _HEADER.pack(type, stream, CRC_OF_ALL, len(body), offset, at_ns)
     return head + _CRC.pack(zlib.crc32(body, zlib.crc32(head)))
+
+
+def render_light_head(type: int, stream: int, offset: int, at_ns: int, body: bytes) -> bytes:  # noqa: A002
+    """The same with a CRC over the header alone, for a socket: the kernel does not alter what it passes on."""
+    head = _HEADER.pack(type, stream, CRC_OF_HEAD, len(body), offset, at_ns)
+    return head + _CRC.pack(zlib.crc32(head))
 
 
 def render_gap(length: int) -> bytes:
@@ -155,8 +163,8 @@ class RecordReader:
 
 def parse_record(buffer: bytearray, start: int) -> Record | None:
     """The record at *start*, where a whole header stands; None while its body is not there. Raises RecordError."""
-    type_, stream, zero, length, offset, at_ns = _HEADER.unpack_from(buffer, start)
-    if not HELLO <= type_ <= ACK or zero or length > BODY_MAX_BYTES:
+    type_, stream, covers, length, offset, at_ns = _HEADER.unpack_from(buffer, start)
+    if not HELLO <= type_ <= ACK or covers > CRC_OF_HEAD or length > BODY_MAX_BYTES:
         raise RecordError("not a record")
     if offset > POSITION_MAX or at_ns > TIME_MAX_NS:
         raise RecordError("a record from beyond any stream or time")
@@ -165,6 +173,7 @@ def parse_record(buffer: bytearray, start: int) -> Record | None:
         return None
     body = bytes(buffer[body_start : body_start + length])
     (crc,) = _CRC.unpack_from(buffer, start + _HEADER.size)
-    if crc != zlib.crc32(body, zlib.crc32(buffer[start : start + _HEADER.size])):
+    expected = zlib.crc32(buffer[start : start + _HEADER.size])
+    if crc != (expected if covers == CRC_OF_HEAD else zlib.crc32(body, expected)):
         raise RecordError("a record with a wrong CRC")
     return Record(type_, stream, offset, at_ns, body)

@@ -23,6 +23,8 @@ HANDSHAKE_S = 1.0
 RETRY_FIRST_S, RETRY_MAX_S = 0.05, 2.0
 LINGER_S = 1.0
 """After the last byte: how long to wait for kmd's next sign before leaving the rest to the spool."""
+GATHER_S = 0.001
+"""After the first chunk: how long others may join it. So a message in lock-step meets no work of ours on its way."""
 REPLAY_BYTES = 64 << 10
 
 
@@ -131,8 +133,7 @@ class Link:
         poll.register(sock, event)
         while True:
             ready = dict(poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000))
-            self._drain_wakes()
-            self._spill()
+            self._attend()
             if sock.fileno() in ready:
                 return
             if time.monotonic() >= deadline_s:
@@ -150,7 +151,9 @@ class Link:
             wants_acks = ending or self._spool.size_bytes > 0
             poll.register(fd, (select.POLLOUT if unsent else 0) | (select.POLLIN if wants_acks else 0))
             ready = dict(poll.poll(LINGER_S * 1000 if ending else None))
-            self._drain_wakes()
+            if self._tap.is_stirred and not ending:
+                time.sleep(GATHER_S)
+            self._attend()
             events = ready.get(fd, 0)
             if events & select.POLLOUT:
                 self._tap.flush()
@@ -159,7 +162,6 @@ class Link:
             self._discard_if_covered(self._tap.durable)
             if self._tap.is_behind or (ending and not ready):
                 self._tap.detach()
-            self._spill()
 
     def _spill(self) -> None:
         """Move what the tap holds over its mark to the spool, or count it as skipped. Called from any thread."""
@@ -180,12 +182,14 @@ class Link:
         self._spill()
         while not self._ending.ended and (left_s := deadline_s - time.monotonic()) > 0:
             poll.poll(left_s * 1000)
-            self._drain_wakes()
-            self._spill()
+            self._attend()
 
-    def _drain_wakes(self) -> None:
+    def _attend(self) -> None:
+        """Answer a wake-up: take in what the pumps have left, and spill what is too much."""
         try:
             while os.read(self._wake_in, 4096):
                 pass
         except BlockingIOError:
             pass
+        self._tap.absorb()
+        self._spill()

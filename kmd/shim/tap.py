@@ -1,8 +1,9 @@
 """
 The tap: the relay's copy of what crossed, on its way to kmd.
 
-Pumps call `keep` after a chunk has crossed. It never waits: a chunk goes to kmd by a non-blocking send, and
-what the socket will not take is *held* in memory, together with what was sent but is not yet acknowledged.
+Pumps call `keep` after a chunk has crossed; that is one append to the *inbox*, because whatever a pump does
+there stands between a request and its answer. The link *absorbs* the inbox a moment later: a non-blocking send
+to kmd, and what the socket will not take is *held*, together with what was sent but is not yet acknowledged.
 The link moves what is over the mark to the spool. Should even that not keep up, bytes are skipped; as every
 record carries its offset, and the last one the length of each stream, kmd sees exactly which.
 The low-level modules are used on purpose: each import here competes with the server's own start.
@@ -26,11 +27,17 @@ from kmd.record import (
     RecordReader,
     parse_offsets,
     render_fields,
-    render_head,
+    render_light_head,
 )
 
-HELD_MAX_BYTES = 8 << 20
-"""Most that is held in memory: with the interpreter it keeps the relay under 24 MiB."""
+INBOX_MAX_BYTES = 1 << 20
+"""With more than that in the inbox the pump absorbs it itself: the link does not get a turn."""
+LARGE_BYTES = 16 << 10
+"""A chunk of that size is sent at once: beside its own copies one more counts for little, and memory stays warm."""
+SEND_AT_ONCE = 16
+"""Records of one send: fewer system calls for small messages, and short turns between the pumps' own."""
+HELD_MAX_BYTES = 7 << 20
+"""Most that is held in memory: with inbox and interpreter it keeps the relay under 24 MiB."""
 SPILL_ABOVE_BYTES, SPILL_DOWN_TO_BYTES = 4 << 20, 3 << 20
 """From where on the link moves the oldest records to the spool, and how far it goes."""
 BEHIND_BYTES = 4 << 20
@@ -90,32 +97,57 @@ class Tap:
         self._held_bytes = 0
         self._unsent_bytes = 0
         self._next = [0] * STREAMS
+        self._inbox: deque[tuple[int, bytes, int]] = deque()
+        self._came = [0] * STREAMS  # each counted by its own pump
+        self._is_stirred = False
 
     def keep(self, stream: int, chunk: bytes, at_ns: int) -> None:
         """Take a chunk that has crossed. Never waits for kmd."""
-        with self._lock:
+        self._inbox.append((stream, chunk, at_ns))
+        self._came[stream] += len(chunk)
+        if len(chunk) > LARGE_BYTES or self._came[stream] - self._next[stream] > INBOX_MAX_BYTES:
+            self.absorb()
+        elif not self._is_stirred:
+            self._is_stirred = True
+            self.wake()
+
+    @property
+    def is_stirred(self) -> bool:
+        """Whether something has come into the inbox since the last `absorb`."""
+        return self._is_stirred
+
+    def absorb(self) -> None:
+        """Hold and send what is in the inbox. Called by the link, and by a pump when the inbox is full."""
+        self._is_stirred = False
+        while self._inbox:
+            with self._lock:
+                if self._held_bytes > READ_ACKS_ABOVE_BYTES and self._socket:
+                    self._read_acks(self._socket)
+                was_idle = not self._unsent
+                self._take_in()
+                if was_idle:  # otherwise the link waits until the socket takes bytes again
+                    self._send()
+                if self.is_behind:
+                    self._drop()
+            if self._held_bytes > SPILL_ABOVE_BYTES:
+                self._spill_now()
+
+    def _take_in(self) -> None:
+        """Move some chunks from the inbox to what is held, each with its place in its stream."""
+        for _ in range(SEND_AT_ONCE):
+            if not self._inbox:
+                return
+            stream, chunk, at_ns = self._inbox.popleft()
             entry = Entry(DATA, stream, self._next[stream], at_ns, chunk)
             self._next[stream] += len(chunk)
-            if self._held_bytes > READ_ACKS_ABOVE_BYTES and self._socket:
-                self._read_acks(self._socket)
-            if self._has_room(entry):
-                self._hold(entry)
-                if len(self._unsent) == 1:  # otherwise the link waits until the socket takes bytes again
-                    self._send()
-                elif self._held_bytes > SPILL_ABOVE_BYTES:
-                    self.wake()
-                return
-            if self.is_behind:
-                self._drop()
-        self._spill_now()
-        with self._lock:
-            if self._has_room(entry):
+            if self._held_bytes + entry.cost_bytes <= HELD_MAX_BYTES:
                 self._hold(entry)
             else:
                 self.skipped_bytes += len(chunk)
 
     def close(self, fields: dict[str, bytes], at_ns: int) -> None:
         """Both streams have ended: the last record says so, and how long each was."""
+        self.absorb()
         with self._lock:
             lengths = {f"length.{stream}": b"%d" % length for stream, length in enumerate(self._next)}
             self._hold(Entry(BYE, NO_STREAM, 0, at_ns, render_fields({**fields, **lengths})))
@@ -172,6 +204,7 @@ class Tap:
 
     def take_all(self) -> list[Entry]:
         """Hand out everything: the relay leaves, and the spool is what remains."""
+        self.absorb()
         with self._lock:
             self._drop()
             return self._take(0, with_unsent=True)
@@ -183,13 +216,10 @@ class Tap:
         except OSError:
             pass  # full: it will look anyway
 
-    def _has_room(self, entry: Entry) -> bool:
-        return self._held_bytes + entry.cost_bytes <= HELD_MAX_BYTES
-
     def _spill_now(self) -> None:
         """
-        Memory is full and the link has not come round to it: the pump writes to the spool itself, which is a
-        copy into the page cache. A disk that once makes it wait is left to the link for the rest of the session.
+        Spill from whichever thread is here, a pump perhaps: it is a copy into the page cache. A disk that once
+        makes it wait is left alone from then on, and what finds no room is skipped.
         """
         if self._disk_is_slow:
             return
@@ -220,21 +250,39 @@ class Tap:
             return
         try:
             while self._unsent:
-                entry = self._unsent[0]
                 if self._rest:
                     self._rest = self._rest[sock.send(self._rest, _socket.MSG_DONTWAIT) :]
+                    if not self._rest:
+                        self._mark_sent()
                 else:
-                    head = render_head(entry.type, entry.stream, entry.offset, entry.at_ns, entry.body)
-                    sent = sock.sendmsg((head, entry.body), (), _socket.MSG_DONTWAIT)
-                    if sent < len(head) + len(entry.body):
-                        self._rest = memoryview(head + entry.body)[sent:]
-                if not self._rest:
-                    self._unacked.append(self._unsent.popleft())
-                    self._unsent_bytes -= entry.cost_bytes
+                    self._send_some(sock)
         except BlockingIOError:
             self.wake()
         except OSError:
             self._drop()
+
+    def _send_some(self, sock: _socket.socket) -> None:
+        """One send of several records. Raises OSError."""
+        parts = []
+        for entry in self._unsent:
+            parts.append(render_light_head(entry.type, entry.stream, entry.offset, entry.at_ns, entry.body))
+            parts.append(entry.body)
+            if len(parts) == 2 * SEND_AT_ONCE:
+                break
+        sent = sock.sendmsg(parts, (), _socket.MSG_DONTWAIT)
+        for at in range(0, len(parts), 2):
+            length = len(parts[at]) + len(parts[at + 1])
+            if sent < length:
+                if sent:
+                    self._rest = memoryview(parts[at] + parts[at + 1])[sent:]
+                return
+            sent -= length
+            self._mark_sent()
+
+    def _mark_sent(self) -> None:
+        entry = self._unsent.popleft()
+        self._unsent_bytes -= entry.cost_bytes
+        self._unacked.append(entry)
 
     def _read_acks(self, sock: _socket.socket) -> bool:
         """Drop what kmd has made durable. An end of file or nonsense ends the connection."""

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.support.bench.kmd import measure_kmd
 from tests.support.bench.relay import measure_relay
 from tests.support.bench.report import Options, Section, print_section
 
-SECTIONS: dict[str, Callable[[Options], Section]] = {"relay": measure_relay}
+SECTIONS: dict[str, Callable[[Options], Section]] = {"relay": measure_relay, "kmd": measure_kmd}
 
 
 def main(words: list[str]) -> int:
