@@ -67,6 +67,8 @@ def find_places(home: Path | None, environ: Mapping[str, str]) -> Places:
     except RuntimeError as exc:
         hint = "set HOME, or give --home DIR"
         raise ConfigError(None, "HOME", "no home directory is known", hint=hint) from exc
+    except OSError as exc:
+        raise ConfigError(None, "home", "the current folder is gone", hint="give --home an absolute path") from exc
     return Places(
         config_file=Path(platformdirs.user_config_dir(APP)) / "config.toml",
         state_dir=Path(platformdirs.user_state_dir(APP)),

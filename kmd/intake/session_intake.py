@@ -9,7 +9,7 @@ from kmd.mcp.message import Message
 from kmd.mcp.names import Stream
 from kmd.mcp.row import SessionStart
 from kmd.outbox.outbox import Intake, KnownSession
-from kmd.record import BYE, DATA, GAP, PROTOCOL, Record, RecordError, parse_fields, parse_gap
+from kmd.record import BYE, DATA, GAP, POSITION_MAX, PROTOCOL, Record, RecordError, parse_fields, parse_gap
 
 NAME_MAX_CHARS = 256
 UNNAMED = "unnamed"
@@ -47,9 +47,12 @@ def parse_lengths(bye: Record) -> dict[Stream, int]:
     """How long each stream was, as far as BYE says. Raises RecordError."""
     fields = parse_fields(bye.body)
     try:
-        return {s: int(fields[f"length.{n}"]) for n, s in enumerate(STREAMS) if f"length.{n}" in fields}
+        lengths = {s: int(fields[f"length.{n}"]) for n, s in enumerate(STREAMS) if f"length.{n}" in fields}
     except ValueError as exc:
         raise RecordError("a bye with an impossible number") from exc
+    if any(not 0 <= length <= POSITION_MAX for length in lengths.values()):
+        raise RecordError("a bye with an impossible number")
+    return lengths
 
 
 class SessionIntake:
@@ -59,7 +62,7 @@ class SessionIntake:
         self._sessions = sessions
         self._live = live
         self._known = known
-        self._durable = dict(known.durable)
+        self._durable = {stream: known.durable.get(stream, 0) for stream in STREAMS}
         self._conversation = Conversation(known.durable, sessions.max_message_bytes)
         self._conversation.restore(known.recent)
         live.conversation = self._conversation
