@@ -120,6 +120,47 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     error_code: int | None = None
 
 
+class RefusedEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """What was refused: the wire contract's Event. The payload is there only when `show` asks for it."""
+
+    session: str = ""
+    stream: str = ""
+    offset: int = 0
+    index: int = 0
+    at_ns: int = 0
+    kind: str = ""
+    method: str | None = None
+    target: str | None = None
+    rpc_id: str | None = None
+    size_bytes: int = 0
+    outcome: str | None = None
+    error_code: int | None = None
+    payload: str | None = None
+    payload_base64: str | None = None
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """An event in quarantine. event: None when a bound had removed it before it could be kept."""
+
+    destination: str = ""
+    seq: int = 0
+    reason: str = ""
+    refused_at: str | None = None
+    server: str | None = None
+    event: RefusedEvent | None = None
+    payload_omitted_bytes: int = 0
+
+
+class Retried(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a refused event that was sent again."""
+
+    destination: str = ""
+    seq: int = 0
+    delivered: bool = False
+    error: str | None = None
+    hint: str | None = None
+
+
 Shape = TypeVar("Shape")
 
 

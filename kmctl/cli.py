@@ -14,6 +14,7 @@ from kmctl.config import config
 from kmctl.flush import flush
 from kmctl.init import init
 from kmctl.options import home_option
+from kmctl.quarantine import quarantine
 from kmctl.status import status
 from kmctl.tail import tail
 from kmctl.text import harmless
@@ -54,7 +55,7 @@ def kmctl() -> None:
     """
 
 
-for command in (init, status, flush, tail, config):
+for command in (init, status, flush, tail, quarantine, config):
     kmctl.add_command(command)
 
 

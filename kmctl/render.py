@@ -4,6 +4,7 @@ What kmctl shows, as rich renderables and plain lines. Pure: values in, renderab
 Everything that came from elsewhere goes through `harmless` here, once, where it becomes text.
 """
 
+import base64
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
@@ -13,7 +14,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kmctl.answers import Destination, LiveSession, Progress, Reason, Seen, Status, find_faults
+from kmctl.answers import (
+    Destination,
+    LiveSession,
+    Progress,
+    Reason,
+    Refused,
+    RefusedEvent,
+    Seen,
+    Status,
+    find_faults,
+)
 from kmctl.text import format_age, format_count, format_duration, format_size, harmless
 
 STATE_STYLES = {"idle": "green", "sending": "cyan", "retrying": "yellow", "paused": "red"}
@@ -133,6 +144,68 @@ def render_details(destination: Destination) -> list[Text]:
         if destination.hint:
             lines.append(Text(f"  hint: {harmless(destination.hint)}"))
     return lines
+
+
+def render_refused(entries: Iterable[Refused]) -> RenderableType:
+    """Refused events, one row each."""
+    table = make_table(
+        ("number", True), ("destination", False), ("refused", False), ("server", False), ("message", False),
+        ("size", True), ("reason", False),
+    )  # fmt: skip
+    for one in entries:
+        event = one.event
+        table.add_row(
+            str(one.seq),
+            Text(harmless(one.destination)),
+            Text(harmless(shorten_time(one.refused_at))),
+            Text(harmless(one.server or "-")),
+            Text(harmless(render_subject(event)) if event else "(not kept)"),
+            format_size(event.size_bytes) if event else "-",
+            Text(harmless(one.reason)),
+        )
+    return table
+
+
+def render_subject(event: RefusedEvent) -> str:
+    """Direction, kind, method and target."""
+    return " ".join(part for part in (ARROWS.get(event.stream, "?"), event.kind, event.method, event.target) if part)
+
+
+def render_entry(one: Refused) -> list[str]:
+    """One refused event, a line for each fact and its payload last; whatever a terminal could act on is escaped."""
+    facts: list[tuple[str, object]] = [
+        ("number", one.seq),
+        ("destination", one.destination),
+        ("reason", one.reason),
+        ("refused", one.refused_at or "-"),
+    ]
+    if one.event is None:
+        return [f"{name:<12} {harmless(str(value))}" for name, value in facts]
+    event = one.event
+    facts += [
+        ("server", one.server or "-"),
+        ("session", event.session),
+        ("position", f"{event.stream} {event.offset}" + (f", {event.index}" if event.index else "")),
+        ("observed", render_time(event.at_ns, None)),
+        ("message", render_subject(event)),
+        ("id", event.rpc_id or "-"),
+        ("size", format_size(event.size_bytes)),
+    ]
+    if event.outcome:
+        code = "" if event.error_code is None else f" {event.error_code}"
+        facts.append(("outcome", f"{event.outcome}{code}"))
+    lines = [f"{name:<12} {harmless(str(value))}" for name, value in facts]
+    return [*lines, "", *render_payload(event, one.payload_omitted_bytes)]
+
+
+def render_payload(event: RefusedEvent, omitted_bytes: int) -> list[str]:
+    """The payload as one harmless line; bytes that are no text are shown as `\\xff`."""
+    text = event.payload
+    if event.payload_base64 is not None:
+        text = base64.b64decode(event.payload_base64).decode("utf-8", "backslashreplace")
+    if text is None:
+        return ["(no payload was kept)"]
+    return [harmless(text), *([f"… and {format_size(omitted_bytes)} more"] if omitted_bytes else [])]
 
 
 def render_progress(progress: Iterable[Progress]) -> str:

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,12 @@ from kmd.intake.sessions import LiveSession, Sessions
 from kmd.mcp.names import Stream
 from kmd.mcp.row import Row
 from kmd.outbox.outbox import Outbox
+from kmd.quarantine import Selection, drop_entries, list_entries, retry_entries, show_entries
 from kmd.record import PROTOCOL
 from kmd.sync.destination import DestinationLoop, State
 from kmd.sync.fleet import Fleet
 from kmd.sync.plan import render_event
+from kmd.times import render_time
 
 REQUEST_MAX_BYTES = 64 << 10
 REQUEST_TIMEOUT_S = 10.0
@@ -36,6 +37,7 @@ TAIL_CHUNK = 500
 PROGRESS_S = 0.2
 """How often `flush` tells how far it is, and how often it nudges a destination that backs off."""
 FLUSH_TIMEOUT_S = 30.0
+VERSION_HINT = "is kmctl of the same version as kmd?"
 
 log = structlog.get_logger(__name__)
 
@@ -81,6 +83,10 @@ class Request(msgspec.Struct):
     timeout_s: float = FLUSH_TIMEOUT_S
     limit: int = 20
     follow: bool = False
+    action: str = "list"
+    destination: str | None = None
+    seq: int | None = None
+    all: bool = False
 
 
 async def serve_kmctl(stream: trio.SocketStream, control: Control) -> None:
@@ -107,7 +113,7 @@ async def receive_request(stream: trio.SocketStream) -> Request | KilometersErro
     try:
         return msgspec.json.decode(data.split(b"\n")[0], type=Request)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return KilometersError("not a request", hint="is kmctl of the same version as kmd?")
+        return KilometersError("not a request", hint=VERSION_HINT)
 
 
 async def cancel_when_gone(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
@@ -132,11 +138,15 @@ async def answer(request: Request | KilometersError, control: Control) -> AsyncG
             case "tail":
                 async for line in tail(control, min(max(request.limit, 0), TAIL_MAX), follow=request.follow):
                     yield line
+            case "quarantine":
+                async with aclosing(ask_quarantine(request, control)) as lines:
+                    async for line in lines:
+                        yield line
             case "reload":
                 await control.reload()
                 yield {"done": True}
             case _:
-                raise KilometersError("unknown request", hint="is kmctl of the same version as kmd?")
+                raise KilometersError("unknown request", hint=VERSION_HINT)
     except KilometersError as exc:
         yield {"error": {"message": str(exc), "hint": exc.hint}}
 
@@ -205,13 +215,6 @@ def render_destination(loop: DestinationLoop) -> dict[str, Any]:
     }
 
 
-def render_time(at_ns: int | None) -> str | None:
-    """RFC 3339 in UTC."""
-    if at_ns is None:
-        return None
-    return datetime.fromtimestamp(at_ns / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 async def flush(control: Control, timeout_s: float) -> AsyncIterator[dict[str, Any]]:
     """Send what was committed before the call, to every destination; ends when that is settled or cannot be."""
     await adopt_spools(control.spool_dir, control.sessions)
@@ -273,6 +276,22 @@ async def tail(control: Control, limit: int, *, follow: bool) -> AsyncIterator[d
             return
         if control.outbox.last_seq <= seq:
             await control.committed.wait()
+
+
+def ask_quarantine(request: Request, control: Control) -> AsyncGenerator[dict[str, Any]]:
+    """The answer lines of an action on the quarantine. Raises KilometersError for an unknown one."""
+    which = Selection(request.destination, request.seq, request.all)
+    match request.action:
+        case "list":
+            return list_entries(control.outbox, which)
+        case "show":
+            return show_entries(control.outbox, which)
+        case "retry":
+            return retry_entries(control.outbox, control.fleet, which)
+        case "drop":
+            return drop_entries(control.outbox, which, control.sessions.writer.one_at_a_time)
+        case _:
+            raise KilometersError("unknown action", hint=VERSION_HINT)
 
 
 def render_tail_event(row: Row) -> dict[str, Any]:

@@ -48,6 +48,13 @@ def m0002_evictions(db: Database) -> None:
     )
 
 
+@migrations()
+def m0003_quarantine(db: Database) -> None:
+    """Refused events are kept whole, whatever becomes of them among the events."""
+    for statement in SCHEMA_0003.split(";"):
+        db.execute(statement)
+
+
 SCHEMA_0001 = """
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY, session TEXT NOT NULL UNIQUE, name TEXT NOT NULL, command TEXT NOT NULL,
@@ -68,6 +75,20 @@ CREATE TABLE destinations (
 CREATE TABLE quarantine (
     destination TEXT NOT NULL, seq INTEGER NOT NULL, reason TEXT NOT NULL, at_ns INTEGER NOT NULL,
     PRIMARY KEY (destination, seq)) STRICT, WITHOUT ROWID
+"""
+
+SCHEMA_0003 = """
+ALTER TABLE quarantine RENAME TO old_quarantine;
+CREATE TABLE quarantine (
+    destination TEXT NOT NULL, seq INTEGER NOT NULL, reason TEXT NOT NULL, refused_at_ns INTEGER NOT NULL,
+    session_id INTEGER REFERENCES sessions, stream TEXT, offset INTEGER, idx INTEGER, at_ns INTEGER,
+    kind TEXT, method TEXT, target TEXT, rpc_id TEXT, size_bytes INTEGER, took_ns INTEGER, outcome TEXT,
+    error_code INTEGER, sha256 TEXT, payload BLOB, UNIQUE (destination, seq)) STRICT;
+INSERT INTO quarantine
+    SELECT q.destination, q.seq, q.reason, q.at_ns, e.session_id, e.stream, e.offset, e.idx, e.at_ns,
+        e.kind, e.method, e.target, e.rpc_id, e.size_bytes, e.took_ns, e.outcome, e.error_code, e.sha256, e.payload
+    FROM old_quarantine q LEFT JOIN events e ON e.seq = q.seq;
+DROP TABLE old_quarantine
 """
 
 
@@ -187,7 +208,7 @@ def migrate(connection: Any, path: Path) -> None:
         migrations.apply(database)
 
 
-ALL_MIGRATIONS = {"m0001_events", "m0002_evictions"}
+ALL_MIGRATIONS = {"m0001_events", "m0002_evictions", "m0003_quarantine"}
 
 
 def check_sqlite(version: tuple[int, ...]) -> None:

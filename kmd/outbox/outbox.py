@@ -17,12 +17,14 @@ import pysqlite3
 
 from kmd.errors import OutboxCorrupt, OutboxError
 from kmd.mcp.message import Message
-from kmd.mcp.names import Kind, Outcome, Stream
+from kmd.mcp.names import Stream
 from kmd.mcp.row import Row, SessionStart
 from kmd.outbox.bounds import Limits
 from kmd.outbox.database import LAST_SEQ, open_database, transaction, translate
+from kmd.outbox.quarantine import Quarantine
 from kmd.outbox.repair import check, repair
 from kmd.outbox.room import Room
+from kmd.outbox.rows import MESSAGE_COLUMNS, SESSION_COLUMNS, parse_row
 
 INSERT_EVENT = """
 INSERT INTO events (session_id, stream, offset, idx, at_ns, kind, method, target, rpc_id, size_bytes,
@@ -36,19 +38,13 @@ SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15 WHERE NO
 UPSERT_STREAM = """
 INSERT INTO streams (session_id, stream, durable) VALUES (?, ?, ?)
 ON CONFLICT DO UPDATE SET durable = max(durable, excluded.durable)"""
-SELECT_EVENTS = """
-SELECT e.seq, s.session, s.name, s.command, s.started_at_ns, s.ended_at_ns, e.stream, e.offset, e.idx, e.at_ns,
-    e.kind, e.method, e.target, e.rpc_id, e.size_bytes, e.took_ns, e.outcome, e.error_code, e.sha256, e.payload
+SELECT_EVENTS = f"""
+SELECT e.seq, {SESSION_COLUMNS}, {MESSAGE_COLUMNS.format("e")}
 FROM events e JOIN sessions s ON s.id = e.session_id"""
 SELECT_EVICTIONS = "SELECT reason, events, bytes FROM evictions"
 NO_LIMITS = Limits(max_bytes=1 << 50)
 RESTORE_MESSAGES = 2000
 """How many of a session's last messages are looked through for open requests after a restart."""
-
-
-STREAMS = {stream.value: stream for stream in Stream}
-KINDS = {kind.value: kind for kind in Kind}
-OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +116,7 @@ class Outbox:
                 check(self._writer)
             self.room = Room(self._writer, self.path, limits)
             self.room.set_limits(limits)
+            self.quarantine = Quarantine(self._writer, self._reader, lambda: self.room.limits.max_bytes)
             self.last_seq = self._scalar(LAST_SEQ)
         except pysqlite3.Error as exc:
             self._close()
@@ -187,15 +184,15 @@ class Outbox:
     def settle(self, name: str, seqs: Sequence[int], refused: Mapping[int, str], now_ns: int) -> None:
         """Move a destination's cursor over *seqs* (ascending); *refused* of them go to quarantine with a reason."""
         with transaction(self._writer) as db:
-            db.executemany(
-                "INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?)",
-                [(name, seq, reason, now_ns) for seq, reason in refused.items()],
-            )
+            if refused:
+                self.quarantine.keep(db, name, refused, now_ns)
             db.execute(
                 "UPDATE destinations SET cursor = max(cursor, ?), settled = settled + ?, last_success_at_ns = ?"
                 " WHERE name = ?",
                 (seqs[-1], len(seqs) - len(refused), now_ns, name),
             )
+        if refused:
+            self.quarantine.recount()
 
     # The reading half: its own connection, never waits for a commit.
 
@@ -221,8 +218,7 @@ class Outbox:
     def read_destination(self, name: str) -> DestinationRow:
         query = "SELECT cursor, settled, last_success_at_ns FROM destinations WHERE name = ?"
         cursor, settled, last_success_at_ns = next(self._read(query, (name,)))
-        query = "SELECT count(*) FROM quarantine WHERE destination = ?"
-        return DestinationRow(cursor, settled, next(self._read(query, (name,)))[0], last_success_at_ns)
+        return DestinationRow(cursor, settled, self.quarantine.counts.get(name, 0), last_success_at_ns)
 
     def read_totals(self, lowest_cursor: int) -> Totals:
         """Sizes of the outbox; *lowest_cursor* is the one of the destination that is furthest behind."""
@@ -272,31 +268,4 @@ def render_row(intake: Intake, m: Message) -> tuple[object, ...]:
         m.error_code,
         m.sha256,
         m.payload if intake.keep_payloads else None,
-    )
-
-
-def parse_row(values: Sequence[Any]) -> Row:
-    """A row of SELECT_EVENTS. Names that a flipped bit has made unknown must not stop the rows behind them."""
-    seq, session, name, command, started_at_ns, ended_at_ns, *of_message = values
-    stream, offset, index, at_ns, kind, method, target, rpc_id, size, took, outcome, code, sha256, payload = of_message
-    return Row(
-        seq=seq,
-        session=SessionStart(session, name, command, 0, started_at_ns),
-        ended_at_ns=ended_at_ns,
-        message=Message(
-            stream=STREAMS.get(stream, Stream.TO_SERVER),
-            offset=offset,
-            index=index,
-            at_ns=at_ns,
-            kind=KINDS.get(kind, Kind.INVALID),
-            method=method,
-            target=target,
-            rpc_id=rpc_id,
-            size_bytes=size,
-            took_ns=took,
-            outcome=OUTCOMES.get(outcome),
-            error_code=code,
-            sha256=sha256,
-            payload=payload,
-        ),
     )

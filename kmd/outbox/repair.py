@@ -19,7 +19,7 @@ from kmd.outbox.database import LAST_SEQ, connect, make_private, migrate, transa
 COPIES_KEPT = 2
 """Damaged files that stay for a person to look at."""
 SPAN = 200
-"""Events read at once; a span that fails is read one by one, so that one bad page costs only its own."""
+"""Rows read at once; a span that fails is read one by one, so that one bad page costs only its own."""
 LOST = "lost in a damaged file"
 SMALL_TABLES = ("sessions", "streams", "evictions")
 
@@ -86,19 +86,20 @@ def copy_events(old: Any, fresh: Any) -> tuple[int, int]:
     last = next(read_rows(old, LAST_SEQ), (0,))[0]
     cursors = dict(read_rows(old, "SELECT name, cursor FROM destinations"))
     moved = dict.fromkeys(cursors, 0)
-    quarantined = {(name, seq): rest for name, seq, *rest in read_rows(old, "SELECT * FROM quarantine")}
+    refused = dict.fromkeys((seq for (seq,) in read_rows(old, "SELECT seq FROM quarantine")), 0)
     new_seq = 0
-    for row in read_events(old, first, last):
+    for row in read_spans(old, "SELECT * FROM events WHERE seq BETWEEN ? AND ? ORDER BY seq", first, last):
         if not copy_rows(fresh, "events", iter([(new_seq + 1, *row[1:])])):
             continue
         new_seq += 1
         for name, cursor in cursors.items():
             if row[0] <= cursor:
                 moved[name] = new_seq
-            if (name, row[0]) in quarantined:
-                copy_rows(fresh, "quarantine", iter([(name, new_seq, *quarantined[name, row[0]])]))
+        if row[0] in refused:
+            refused[row[0]] = new_seq
     for name, _, *rest in read_rows(old, "SELECT name, cursor, settled, last_success_at_ns FROM destinations"):
         copy_rows(fresh, "destinations", iter([(name, moved[name], *rest)]))
+    copy_quarantine(old, fresh, refused)
     lost = max(0, last - first + 1 - new_seq)
     if lost:
         counts = "ON CONFLICT DO UPDATE SET events = events + excluded.events"
@@ -106,16 +107,25 @@ def copy_events(old: Any, fresh: Any) -> tuple[int, int]:
     return new_seq, lost
 
 
-def read_events(old: Any, first: int, last: int) -> Iterator[tuple[Any, ...]]:
-    """Every event that can be read, in its order."""
-    query = "SELECT * FROM events WHERE seq BETWEEN ? AND ? ORDER BY seq"
+def copy_quarantine(old: Any, fresh: Any, moved: dict[int, int]) -> None:
+    """Entries under the new numbers of their events; those whose event is not there any more count down from -1."""
+    last = next(read_rows(old, "SELECT max(rowid) FROM quarantine"), (None,))[0] or 0
+    gone_seq = 0
+    for name, seq, *rest in read_spans(old, "SELECT * FROM quarantine WHERE rowid BETWEEN ? AND ?", 1, last):
+        if not (new_seq := moved.get(seq, 0)):
+            new_seq = gone_seq = gone_seq - 1
+        copy_rows(fresh, "quarantine", iter([(name, new_seq, *rest)]))
+
+
+def read_spans(old: Any, query: str, first: int, last: int) -> Iterator[tuple[Any, ...]]:
+    """Every row from *first* to *last* that can be read, in its order; *query* takes both ends of a span."""
     for start in range(first, last + 1, SPAN):
         stop = min(start + SPAN - 1, last)
         try:
             yield from old.execute(query, (start, stop)).fetchall()
         except pysqlite3.Error:
-            for seq in range(start, stop + 1):
-                yield from read_rows(old, query, (seq, seq))
+            for number in range(start, stop + 1):
+                yield from read_rows(old, query, (number, number))
 
 
 def read_rows(old: Any, query: str, values: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:

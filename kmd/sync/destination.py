@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 import structlog
 import trio
@@ -19,7 +20,7 @@ from kmd.config import Config, Destination
 from kmd.errors import OutboxError, ServerUnreachable
 from kmd.mcp.row import Row
 from kmd.outbox.outbox import DestinationRow, Outbox
-from kmd.sync.answer import Action, Answer, judge_answer
+from kmd.sync.answer import Action, Answer, Reply, judge_answer
 from kmd.sync.backoff import PAUSE_S, delay_s
 from kmd.sync.plan import PROBE_MAX_EVENTS, Suspect, narrow, plan_batch, render_batch, widen
 from kmd.sync.transport import CODECS, Transport, encode
@@ -64,7 +65,6 @@ class DestinationLoop:
         self.state = State.IDLE
         self.cursor = row.cursor
         self.settled = row.settled
-        self.quarantined = row.quarantined
         self.last_success_at_ns = row.last_success_at_ns
         self.last_error = ""
         self.hint = ""
@@ -86,6 +86,11 @@ class DestinationLoop:
     def pending(self) -> int:
         """Events above the cursor that are still there. Commits number them without holes."""
         return max(0, self._outbox.last_seq - max(self.cursor, self._outbox.room.deleted_seq))
+
+    @property
+    def quarantined(self) -> int:
+        """Events that this destination refused and that are still kept."""
+        return self._outbox.quarantine.counts.get(self.destination.name, 0)
 
     @property
     def next_attempt_s(self) -> float | None:
@@ -110,7 +115,7 @@ class DestinationLoop:
 
     async def run(self) -> None:
         """Send for ever; cancelled from outside."""
-        async with Transport(self.destination.url, self.destination.key, self._sender.user_agent) as transport:
+        async with self.open_transport() as transport:
             while True:
                 if not self.pending:
                     self._rest(State.IDLE, None)
@@ -123,6 +128,27 @@ class DestinationLoop:
                 if wait_s:
                     await self._wait(wait_s)
                     self._hurry = False
+
+    def open_transport(self) -> Transport:
+        """A connection of its own to the destination; a context manager."""
+        return Transport(self.destination.url, self.destination.key, self._sender.user_agent)
+
+    async def resend(self, transport: Transport, row: Row) -> Answer:
+        """
+        Send one quarantined event again, alone, beside the loop and whatever the loop's state is.
+
+        Returns what the answer means; nothing is settled by it. Raises ServerUnreachable.
+        """
+        while True:
+            batch_id, reply = await self._post(transport, [row])
+            answer = judge_answer(reply, batch_id, 1, 0, time.time())
+            if answer.action is not Action.RECODE or not self._recode():
+                return answer
+
+    async def release(self, seq: int) -> None:
+        """The destination has taken a quarantined event after all. Raises OutboxError."""
+        remove = partial(self._outbox.quarantine.remove, self.destination.name, seq, delivered=True)
+        self.settled += await trio.to_thread.run_sync(remove, limiter=self._writer_limiter)
 
     async def _try(self, transport: Transport) -> float:
         """One batch. Returns how long to wait before the next."""
@@ -149,13 +175,24 @@ class DestinationLoop:
         return plan_batch(rows, self._suspect)
 
     async def _send(self, transport: Transport, rows: Sequence[Row]) -> Answer:
-        batch_id = uuid.uuid4().hex
-        codec = CODECS[self._codec]
-        body = await trio.to_thread.run_sync(self._render, rows, batch_id, codec)
-        reply = await transport.post(body, codec, self._config.timeout_s)
+        batch_id, reply = await self._post(transport, rows)
         answer = judge_answer(reply, batch_id, len(rows), self._failures, time.time())
         self._failures = self._failures + 1 if reply.status == 500 else 0
         return answer
+
+    async def _post(self, transport: Transport, rows: Sequence[Row]) -> tuple[str, Reply]:
+        """One POST of *rows*: the batch's name, and what came back."""
+        batch_id = uuid.uuid4().hex
+        codec = CODECS[self._codec]
+        body = await trio.to_thread.run_sync(self._render, rows, batch_id, codec)
+        return batch_id, await transport.post(body, codec, self._config.timeout_s)
+
+    def _recode(self) -> bool:
+        """Take the next encoding; False when there is none left."""
+        if self._codec + 1 == len(CODECS):
+            return False
+        self._codec += 1
+        return True
 
     def _render(self, rows: Sequence[Row], batch_id: str, codec: str) -> bytes:
         return encode(render_batch(rows, batch_id, self._sender.user_agent, self._sender.host), codec)
@@ -176,8 +213,7 @@ class DestinationLoop:
                 if self._suspect is None:
                     await self._settle(rows, {rows[0].seq: answer.error})
                 return 0.0
-            case Action.RECODE if self._codec + 1 < len(CODECS):
-                self._codec += 1
+            case Action.RECODE if self._recode():
                 return 0.0
             case Action.RECODE | Action.PAUSE:
                 return self._pause(answer)
@@ -191,7 +227,6 @@ class DestinationLoop:
         await trio.to_thread.run_sync(self._outbox.settle, name, seqs, refused, now_ns, limiter=self._writer_limiter)
         self.cursor = seqs[-1]
         self.settled += len(seqs) - len(refused)
-        self.quarantined += len(refused)
         self.last_success_at_ns = now_ns
         self._suspect = widen(self._suspect, self.cursor)
         if self.last_error and not refused:

@@ -11,18 +11,20 @@ import pytest
 
 from kmctl import cli
 from kmctl.cli import kmctl, run
+from kmctl.quarantine import quarantine
 from kmd.errors import ConfigError, DaemonUnavailable, KilometersError
 from tests.cli.stub import destination_of, status_of, stub_daemon
 from tests.cli.terminal import KMCTL, WAIT_S, clean_environ, run_kmctl, run_on_terminal
 
 COMMANDS = sorted(kmctl.commands)
+ACTIONS = [["quarantine", name] for name in sorted(quarantine.commands)]
 
 
 def test_the_commands() -> None:
-    assert COMMANDS == ["config", "flush", "init", "status", "tail"]
+    assert COMMANDS == ["config", "flush", "init", "quarantine", "status", "tail"]
 
 
-@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=str)
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS), *ACTIONS], ids=str)
 def test_every_help_has_an_example(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*arguments, "--help"]) == 0
     shown = capsys.readouterr().out
@@ -30,9 +32,13 @@ def test_every_help_has_an_example(arguments: list[str], capsys: pytest.CaptureF
     assert " ".join(["kmctl", *arguments]) in shown.split("Example:")[1]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_takes_home_and_json(name: str) -> None:
-    options = {option for parameter in kmctl.commands[name].params for option in parameter.opts}
+@pytest.mark.parametrize(
+    "command",
+    [*(one for one in kmctl.commands.values() if one is not quarantine), *quarantine.commands.values()],
+    ids=lambda command: str(command.name),
+)
+def test_every_command_takes_home_and_json(command: click.Command) -> None:
+    options = {option for parameter in command.params for option in parameter.opts}
     assert {"--home", "--json"} <= options
 
 
