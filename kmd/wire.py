@@ -63,11 +63,17 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The body of `POST /api/v1/events/batch`; every event's session is described in `sessions`."""
+    """
+    The body of `POST /api/v1/events/batch`; every event's session is described in `sessions`.
+
+    lost_events: how many events the sender has had to give up since it was installed before they were delivered
+    everywhere, because of its bounds or a damaged file. They never come.
+    """
 
     schema: int = SCHEMA
     batch_id: str
     sent_by: str = ""
+    lost_events: int = 0
     sessions: tuple[Session, ...] = ()
     events: tuple[Event, ...] = ()
 

@@ -19,10 +19,10 @@ from kmd.errors import OutboxCorrupt, OutboxError
 from kmd.mcp.message import Message
 from kmd.mcp.names import Stream
 from kmd.mcp.row import Row, SessionStart
-from kmd.outbox.bounds import Limits
+from kmd.outbox.bounds import Limits, Step
 from kmd.outbox.database import LAST_SEQ, open_database, transaction, translate
 from kmd.outbox.quarantine import Quarantine
-from kmd.outbox.repair import check, repair
+from kmd.outbox.repair import LOST, check, repair
 from kmd.outbox.room import Room
 from kmd.outbox.rows import MESSAGE_COLUMNS, SESSION_COLUMNS, parse_row
 
@@ -42,6 +42,8 @@ SELECT_EVENTS = f"""
 SELECT e.seq, {SESSION_COLUMNS}, {MESSAGE_COLUMNS.format("e")}
 FROM events e JOIN sessions s ON s.id = e.session_id"""
 SELECT_EVICTIONS = "SELECT reason, events, bytes FROM evictions"
+SELECT_LOST = "SELECT coalesce(sum(events), 0) FROM evictions WHERE reason = ?"
+LOST_REASONS = (Step.DELETE_UNSETTLED._value_, LOST)
 NO_LIMITS = Limits(max_bytes=1 << 50)
 RESTORE_MESSAGES = 2000
 """How many of a session's last messages are looked through for open requests after a restart."""
@@ -219,6 +221,10 @@ class Outbox:
         query = "SELECT cursor, settled, last_success_at_ns FROM destinations WHERE name = ?"
         cursor, settled, last_success_at_ns = next(self._read(query, (name,)))
         return DestinationRow(cursor, settled, self.quarantine.counts.get(name, 0), last_success_at_ns)
+
+    def read_lost_events(self) -> int:
+        """How many events went, ever, before every destination had them."""
+        return sum(next(self._read(SELECT_LOST, (reason,)))[0] for reason in LOST_REASONS)
 
     def read_totals(self, lowest_cursor: int) -> Totals:
         """Sizes of the outbox; *lowest_cursor* is the one of the destination that is furthest behind."""

@@ -159,7 +159,7 @@ class DestinationLoop:
             if not rows:
                 return 0.0
             answer = await self._send(transport, rows)
-            return await self._act(answer, rows)
+            return await self._act(transport, answer, rows)
         except ServerUnreachable as exc:
             return self._retry(Answer(Action.RETRY, str(exc), exc.hint))
         except OutboxError as exc:
@@ -195,9 +195,10 @@ class DestinationLoop:
         return True
 
     def _render(self, rows: Sequence[Row], batch_id: str, codec: str) -> bytes:
-        return encode(render_batch(rows, batch_id, self._sender.user_agent, self._sender.host), codec)
+        lost = self._outbox.read_lost_events()
+        return encode(render_batch(rows, batch_id, self._sender.user_agent, self._sender.host, lost), codec)
 
-    async def _act(self, answer: Answer, rows: Sequence[Row]) -> float:
+    async def _act(self, transport: Transport, answer: Answer, rows: Sequence[Row]) -> float:
         match answer.action:
             case Action.SETTLE:
                 verdicts = zip(rows, answer.verdicts, strict=True)
@@ -208,17 +209,34 @@ class DestinationLoop:
                 await self._settle(rows, refused)
                 return 0.0
             case Action.SPLIT:
-                self._failures = 0
-                self._suspect = narrow(rows)
-                if self._suspect is None:
-                    await self._settle(rows, {rows[0].seq: answer.error})
-                return 0.0
+                return await self._split(transport, answer, rows)
             case Action.RECODE if self._recode():
                 return 0.0
             case Action.RECODE | Action.PAUSE:
                 return self._pause(answer)
             case Action.RETRY:
                 return self._retry(answer)
+
+    async def _split(self, transport: Transport, answer: Answer, rows: Sequence[Row]) -> float:
+        """
+        Look for the offender in the halves. One that stands alone goes to quarantine only if the destination takes
+        a batch without events: else it refuses everything, and no event is to blame.
+        """
+        self._failures = 0
+        self._suspect = narrow(rows)
+        if self._suspect is not None:
+            return 0.0
+        batch_id, reply = await self._post(transport, [])
+        empty = judge_answer(reply, batch_id, 0, 0, time.time())
+        match empty.action:
+            case Action.SETTLE:
+                await self._settle(rows, {rows[0].seq: answer.error})
+                return 0.0
+            case Action.RETRY:
+                return self._retry(empty)
+            case _:
+                error = f"{answer.error}, and to a batch without events, too"
+                return self._pause(Answer(Action.PAUSE, error, empty.hint or "is the URL that of a km-server?"))
 
     async def _settle(self, rows: Sequence[Row], refused: dict[int, str]) -> None:
         seqs = [row.seq for row in rows]

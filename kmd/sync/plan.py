@@ -54,8 +54,8 @@ def widen(suspect: Suspect | None, settled_seq: int) -> Suspect | None:
     return Suspect(suspect.until_seq, max_events=max(1, rest // 2))
 
 
-def render_batch(rows: Sequence[Row], batch_id: str, sent_by: str, host: str) -> bytes:
-    """The JSON body of a batch: each event, and each of their sessions once."""
+def render_batch(rows: Sequence[Row], batch_id: str, sent_by: str, host: str, lost_events: int = 0) -> bytes:
+    """The JSON body of a batch: each event, each of their sessions once, and what will never come."""
     sessions = {
         row.session.session: Session(
             session=row.session.session,
@@ -69,7 +69,13 @@ def render_batch(rows: Sequence[Row], batch_id: str, sent_by: str, host: str) ->
     }
     events = tuple(render_event(row) for row in rows)
     return msgspec.json.encode(
-        Batch(batch_id=batch_id, sent_by=sent_by, sessions=tuple(sessions.values()), events=events)
+        Batch(
+            batch_id=batch_id,
+            sent_by=sent_by,
+            lost_events=lost_events,
+            sessions=tuple(sessions.values()),
+            events=events,
+        )
     )
 
 
