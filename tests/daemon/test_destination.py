@@ -88,7 +88,7 @@ def alter_receipt(alter: Callable[[dict[str, object]], object]) -> Script:
     """A receipt for the batch, altered, and nothing stored."""
 
     def script(request: Request) -> Act:
-        events = request.batch["events"]
+        events = request.batch.get("events", [])
         receipt = {"batch_id": request.batch["batch_id"], "verdicts": [{"status": "accepted"}] * len(events)}
         return Act(render_answer(200, json.dumps(alter(receipt)).encode()))
 
@@ -305,6 +305,32 @@ async def test_an_event_that_makes_the_server_fail_is_found_after_five_tries_eac
     for request in server.requests:
         tries[tuple(request.offsets)] = tries.get(tuple(request.offsets), 0) + 1
     assert {count for sent, count in tries.items() if 5 in sent} == {5}
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_a_server_that_refuses_even_a_batch_without_events_pauses_and_no_event_is_to_blame(
+    tmp_path: Path, status: int
+) -> None:
+    with misbehaving(say(status)) as server:
+        async with rig(tmp_path, server.url, 200) as running:
+            await running.wait(lambda: running.loop.state is State.PAUSED)
+            assert (running.loop.cursor, running.loop.quarantined) == (0, 0)
+            assert len(server.requests) <= 2 + 8
+            server.script = server.behave
+            await running.settle()
+            check_all_settled(running, server, 200)
+
+
+@pytest.mark.trio
+async def test_an_outage_that_answers_500_for_long_puts_no_event_aside(tmp_path: Path) -> None:
+    with misbehaving(say(500)) as server:
+        async with rig(tmp_path, server.url, 4) as running:
+            await running.wait(lambda: len(server.requests) >= 40, nudge=True)
+            assert (running.loop.cursor, running.loop.quarantined) == (0, 0)
+            server.script = server.behave
+            await running.settle()
+            check_all_settled(running, server, 4)
 
 
 @pytest.mark.trio

@@ -44,7 +44,7 @@ class Request:
 
     @property
     def offsets(self) -> list[int]:
-        return [event["offset"] for event in self.batch["events"]]
+        return [event["offset"] for event in self.batch.get("events", [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Misbehaving:
     def commit(self, request: Request) -> bytes:
         """Store the batch; returns the body of its receipt."""
         batch, verdicts = request.batch, []
-        for event in batch["events"]:
+        for event in batch.get("events", []):
             identity = (event["session"], event["stream"], event["offset"], event.get("index", 0))
             known = identity in self.stored
             self.duplicates += known
