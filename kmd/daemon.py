@@ -16,10 +16,12 @@ import trio
 from kmd.config import Config, load_config
 from kmd.control import Announcer, Control, serve_kmctl
 from kmd.errors import DaemonRunning, KilometersError
+from kmd.intake.activation import Role, open_activated, take_activated
 from kmd.intake.adoption import adopt_for_ever
 from kmd.intake.connection import serve_relay
 from kmd.intake.local_socket import is_own_peer, listen, make_private_dir
 from kmd.intake.sessions import Sessions
+from kmd.notify import READY, STOPPING, notify
 from kmd.outbox.bounds import Limits
 from kmd.outbox.database import SQLITE_VERSION
 from kmd.outbox.housekeeping import Housekeeper
@@ -60,6 +62,7 @@ def hold_lock(places: Places) -> Iterator[bool]:
 async def run_daemon(places: Places, config: Config, environ: Mapping[str, str]) -> None:
     """Run until SIGTERM or SIGINT. Raises KilometersError when it cannot start or go on."""
     started_at = time.monotonic()
+    activated = take_activated(environ, os.getpid())
     make_private_dir(places.meeting_dir)
     make_private_dir(places.state_dir)
     limits = Limits.of(config.outbox_max_bytes, config.outbox_max_age_days)
@@ -88,18 +91,22 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
                 committed=announcer,
                 reload=partial(reload, places, environ, outbox, sessions, fleet),
             )
-            intake_socket = listen(places.socket)
-            control_socket = listen(places.control_socket)
+            paths = {Role.INTAKE: places.socket, Role.CONTROL: places.control_socket}
+            own = {role: path for role, path in paths.items() if role not in activated}
+            sockets = {role: open_activated(descriptor) for role, descriptor in activated.items()}
+            sockets |= {role: listen(path) for role, path in own.items()}
             nursery.start_soon(writer.run)
             await fleet.apply(config)
             nursery.start_soon(housekeeper.run)
-            nursery.start_soon(accept_relays, intake_socket, sessions)
+            nursery.start_soon(accept_relays, sockets[Role.INTAKE], sessions)
             nursery.start_soon(adopt_for_ever, places.spool_dir, sessions)
-            nursery.start_soon(accept_kmctl, control_socket, control)
+            nursery.start_soon(accept_kmctl, sockets[Role.CONTROL], control)
             log.info("kmd is ready", pid=os.getpid(), home=str(places.meeting_dir), version=release)
+            notify(READY, environ)
             await wait_for_end(control)
-            places.socket.unlink(missing_ok=True)
-            places.control_socket.unlink(missing_ok=True)
+            notify(STOPPING, environ)
+            for path in own.values():
+                path.unlink(missing_ok=True)
             nursery.cancel_scope.cancel()  # a commit that runs is finished; what is not acknowledged comes again
         log.info("kmd has stopped", pid=os.getpid())
 
