@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import structlog
 import trio
@@ -51,12 +52,22 @@ def hold_lock(places: Places) -> Iterator[bool]:
             hint = "see 'kmctl status'; stop it first, or use another --home"
             raise DaemonRunning(f"kmd is already running for {places.meeting_dir}{who}", hint=hint) from exc
         was_clean = os.fstat(descriptor).st_size == 0
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        write_pid(places.lock_file, descriptor)
         yield was_clean
         os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def write_pid(path: Path, descriptor: int) -> None:
+    """Say who holds the lock, also after a power loss. Raises KilometersError; what stood there before then stays."""
+    line = b"%d\n" % os.getpid()
+    try:
+        os.pwrite(descriptor, line, 0)
+        os.ftruncate(descriptor, len(line))
+        os.fsync(descriptor)
+    except OSError as exc:
+        raise KilometersError(f"{path}: cannot be written ({exc.strerror})", hint="free some disk space") from exc
 
 
 async def run_daemon(places: Places, config: Config, environ: Mapping[str, str]) -> None:
@@ -75,9 +86,7 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
             fleet = Fleet(outbox, writer.one_at_a_time, sender, nursery)
             housekeeper = Housekeeper(outbox.room, writer.one_at_a_time, lambda: fleet.lowest_cursor)
             announcer.listeners += [fleet.notice, housekeeper.look]
-            sessions = Sessions(
-                outbox, writer, max_message_bytes=config.max_message_bytes, keep_payloads=config.keep_payloads
-            )
+            sessions = Sessions(writer, max_message_bytes=config.max_message_bytes, keep_payloads=config.keep_payloads)
             control = Control(
                 version=release,
                 started_at=started_at,

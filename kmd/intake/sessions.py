@@ -9,7 +9,7 @@ import trio
 from kmd.mcp.conversation import Conversation
 from kmd.mcp.names import Stream
 from kmd.mcp.row import SessionStart
-from kmd.outbox.outbox import KnownSession, Outbox
+from kmd.outbox.outbox import KnownSession
 from kmd.outbox.writer import Writer
 
 
@@ -31,11 +31,10 @@ class LiveSession:
 class Sessions:
     """The live sessions by id. One connection per session: a second waits until the first has been drained."""
 
-    def __init__(self, outbox: Outbox, writer: Writer, *, max_message_bytes: int, keep_payloads: bool) -> None:
+    def __init__(self, writer: Writer, *, max_message_bytes: int, keep_payloads: bool) -> None:
         self.writer = writer
         self.max_message_bytes = max_message_bytes
         self.keep_payloads = keep_payloads
-        self._outbox = outbox
         self._live: dict[str, LiveSession] = {}
         self._locks: dict[str, trio.Lock] = {}
 
@@ -48,7 +47,7 @@ class Sessions:
         """A session for as long as its relay is connected, with what the outbox has of it already."""
         lock = self._locks.setdefault(start.session, trio.Lock())
         async with lock:
-            known = await trio.to_thread.run_sync(self._outbox.open_session, start, limiter=self.writer.one_at_a_time)
+            known = await self.writer.open_session(start)
             live = LiveSession(start, gap_bytes=known.gap_bytes)
             self._live[start.session] = live
             try:

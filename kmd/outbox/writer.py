@@ -7,7 +7,8 @@ import structlog
 import trio
 
 from kmd.errors import OutboxCorrupt, OutboxError, OutboxFull
-from kmd.outbox.outbox import Intake, Outbox
+from kmd.mcp.row import SessionStart
+from kmd.outbox.outbox import Intake, KnownSession, Outbox
 
 GROUP_MAX = 256
 """Connections whose intakes share a commit; each brings at most one at a time."""
@@ -31,6 +32,10 @@ class Writer:
 
     `committed` is called, on the trio thread, after each commit and when there is no room for one.
     `last_error` is what the latest commit failed with, None when it succeeded.
+
+    A try after a sync that failed is the whole transaction again, never the sync alone: the kernel may have
+    dropped the pages that it could not write. The connection stays: SQLite has rolled back to what is safe, and
+    writes the log from there; a new connection would find the failed try in the log and take it for committed.
     """
 
     def __init__(self, outbox: Outbox, committed: Callable[[], None]) -> None:
@@ -45,6 +50,16 @@ class Writer:
         pending = Pending(intake)
         await self._send.send(pending)
         await pending.durable.wait()
+
+    async def open_session(self, start: SessionStart) -> KnownSession:
+        """Find or make a session. Raises OutboxError; the relay that is sent away by it comes again."""
+        try:
+            known = await trio.to_thread.run_sync(self._outbox.open_session, start, limiter=self.one_at_a_time)
+        except OutboxError as exc:
+            self._note_failure(exc)
+            raise
+        self.last_error = None
+        return known
 
     async def run(self) -> None:
         """Commit groups for ever. Raises OutboxCorrupt: then there is nothing to write to any more."""
@@ -62,16 +77,20 @@ class Writer:
             except OutboxCorrupt:
                 raise
             except OutboxError as exc:
-                if self.last_error is None:
-                    log.error("commit failed, trying again", error=str(exc), hint=exc.hint)  # noqa: TRY400
-                self.last_error = exc
-                if isinstance(exc, OutboxFull):
-                    self._outbox.room.drop_ballast()
-                    self._committed()  # has the bounds looked at
+                self._note_failure(exc)
                 await trio.sleep(RETRY_S)
             else:
                 self.last_error = None
                 return
+
+    def _note_failure(self, exc: OutboxError) -> None:
+        """Show what a commit failed with, and look for room if that was the matter."""
+        if self.last_error is None:
+            log.error("commit failed, trying again", error=str(exc), hint=exc.hint)
+        self.last_error = exc
+        if isinstance(exc, OutboxFull):
+            self._outbox.room.drop_ballast()
+            self._committed()  # has the bounds looked at
 
     def _drain(self, limit: int) -> list[Pending]:
         waiting: list[Pending] = []

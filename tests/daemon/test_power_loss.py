@@ -11,12 +11,15 @@ from random import Random
 import pytest
 
 from tests.support.powerloss import Kind, Operation, lose_power
+from tests.support.powerloss_kmd import lose_power_of_kmd, record_kmd
 from tests.support.powerloss_library import build_library
 from tests.support.powerloss_oracle import Finding, Run, lose_power_once, record_run
 
 SEEDS = range(25)
 MANY_SEEDS = range(100, 300)
 RUNS_OF_MANY = 8
+TAKE_OVER_OPERATIONS = 200
+"""From the start of a process: about as many as it needs to fold the log of the one before into the file."""
 ROOT = "/disk"
 
 
@@ -46,6 +49,26 @@ def test_nothing_acknowledged_is_lost_where_syncs_and_writes_failed_before(libra
     run = record_run(library, tmp_path / "run", 2, fault_share=0.1)
     assert any(operation.kind is Kind.FAILED_SYNC for operation in run.operations)
     assert find_wrong(lose_power_often(run, tmp_path, SEEDS)) == []
+
+
+def test_nothing_is_lost_while_a_new_process_takes_over_from_one_whose_syncs_failed(
+    library: Path, tmp_path: Path
+) -> None:
+    run = record_run(library, tmp_path / "run", 4, fault_share=1.0)
+    assert len(run.restarts) == 2
+    findings = [
+        lose_power_once(run, tmp_path / f"left-{restart}-{seed}", seed, slice(restart, restart + TAKE_OVER_OPERATIONS))
+        for restart in run.restarts
+        for seed in SEEDS
+    ]
+    assert find_wrong(findings) == []
+
+
+def test_what_kmd_acknowledges_is_there_after_a_power_loss(library: Path, tmp_path: Path) -> None:
+    recorded = record_kmd(library, tmp_path / "run", 5)
+    assert any(operation.kind is Kind.FAILED_SYNC for operation in recorded.operations)
+    faults = [fault for seed in SEEDS for fault in lose_power_of_kmd(recorded, tmp_path / f"left-{seed}", seed)]
+    assert faults == []
 
 
 def test_with_weaker_syncs_the_same_test_finds_losses(library: Path, tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ def parse_trace(trace: bytes) -> list[Operation]:
     return operations
 
 
+def render_mark(text: str) -> bytes:
+    """A mark's record, for a process that only looks on."""
+    data = text.encode()
+    return HEAD.pack(Kind.MARK.value.encode(), 0, 0, len(data)) + data
+
+
 class Disk:
     """
     One folder. `play` does an operation, `lose_power` says what is left.

@@ -37,6 +37,12 @@ class Run:
     planned: list[Planned]
     ends: frozenset[int]
 
+    @property
+    def restarts(self) -> list[int]:
+        """The operations at which a life begins that is not the first."""
+        began = [n for n, o in enumerate(self.operations) if o.kind is Kind.MARK and o.data.startswith(b"began")]
+        return began[1:]
+
     def last_mark(self, word: str, until: int) -> int:
         """What the last mark of that word before operation *until* says, 0 without one."""
         marks = (operation.data.split() for operation in self.operations[:until] if operation.kind is Kind.MARK)
@@ -76,10 +82,10 @@ def record_run(library: Path, folder: Path, seed: int, *, synchronous: str = "FU
     return Run(str(root.resolve()), operations, [planned for group in groups for planned in group], ends)
 
 
-def lose_power_once(run: Run, folder: Path, seed: int) -> Finding:
-    """Choose a point, lose power there, and open what is left as kmd does after a crash."""
+def lose_power_once(run: Run, folder: Path, seed: int, within: slice = slice(None)) -> Finding:
+    """Choose a point *within* the run, lose power there, and open what is left as kmd does after a crash."""
     rand = Random(seed)
-    crash_at = rand.randrange(1, len(run.operations) + 1)
+    crash_at = rand.choice(range(len(run.operations))[within]) + 1
     folder.mkdir()
     for name, data in lose_power(run.root, run.operations[:crash_at], rand).items():
         (folder / name).write_bytes(data)

@@ -88,8 +88,8 @@ class Work:
         """Go on with the plan where the outbox ends."""
         known = outbox.open_session(start_of(0))
         # That was a commit, so whatever the outbox holds is said to be durable, and relays forget it.
-        self._mark("acknowledged", outbox.read_last_seq())
-        self._mark("removed", outbox.room.deleted_seq)
+        self.mark("acknowledged", outbox.read_last_seq())
+        self.mark("removed", outbox.room.deleted_seq)
         ids = [known.session_id] + [outbox.open_session(start_of(n)).session_id for n in range(1, SESSIONS)]
         cursor = outbox.open_destination(DESTINATION).cursor
         end = 0
@@ -98,7 +98,7 @@ class Work:
             if end <= outbox.last_seq:
                 continue
             self._commit(outbox, render_intakes(group, ids))
-            self._mark("acknowledged", end)
+            self.mark("acknowledged", end)
             if self._rand.random() < 0.2:
                 cursor = self._settle(outbox, cursor)
             if self._rand.random() < 0.2:
@@ -127,15 +127,15 @@ class Work:
             return cursor
         refused = {rows[0].seq: "no"} if self._rand.random() < 0.1 else {}
         outbox.settle(DESTINATION, [row.seq for row in rows], refused, 1)
-        self._mark("settled", rows[-1].seq)
+        self.mark("settled", rows[-1].seq)
         return rows[-1].seq
 
     def _keep_house(self, outbox: Outbox, cursor: int) -> None:
         while outbox.room.make_room(cursor, 1):
-            self._mark("removed", outbox.room.deleted_seq)
+            self.mark("removed", outbox.room.deleted_seq)
         outbox.room.give_back()
 
-    def _mark(self, word: str, seq: int) -> None:
+    def mark(self, word: str, seq: int) -> None:
         os.write(self._marks, f"{word} {seq}".encode())
 
 
@@ -152,10 +152,12 @@ def render_intakes(group: list[Planned], ids: list[int]) -> list[Intake]:
 
 def main(folder: Path, seed: int, synchronous: str, fault_share: float) -> None:
     path = folder / "disk" / "outbox.db"
+    work = Work(folder, seed, fault_share)
+    work.mark("began", 0)
     with Outbox(path, LIMITS, check_first=path.exists()) as outbox:
         outbox._writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         outbox._writer.execute(f"PRAGMA synchronous = {synchronous}")
-        Work(folder, seed, fault_share).run(outbox)
+        work.run(outbox)
 
 
 if __name__ == "__main__":
