@@ -27,14 +27,25 @@ class Daemon(msgspec.Struct, frozen=True, kw_only=True):
     sqlite: str | None = None
 
 
+class Evicted(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a bound has removed for one reason. bytes: of payloads."""
+
+    events: int = 0
+    bytes: int = 0
+
+
 class Outbox(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept on this machine. gap_bytes: traffic that was not captured. last_error: why a commit failed."""
+    """
+    What is kept on this machine. gap_bytes: traffic that was not captured. last_error: why a commit failed.
+    evicted: what had to go, by reason.
+    """
 
     path: str = ""
     events: int = 0
     bytes: int = 0
     oldest_pending_age_s: float | None = None
     gap_bytes: int = 0
+    evicted: dict[str, Evicted] = msgspec.field(default_factory=dict)
     last_error: str | None = None
 
 

@@ -79,6 +79,9 @@ def render_summary(status: Status) -> RenderableType:
     oldest = outbox.oldest_pending_age_s
     grid.add_row("oldest pending", "none" if oldest is None else format_age(oldest))
     grid.add_row("live sessions", str(len(status.sessions)))
+    for position, (reason, gone) in enumerate(outbox.evicted.items()):
+        what = f"{gone.events:,} {reason}" + (f" ({format_size(gone.bytes)})" if gone.bytes else "")
+        grid.add_row("" if position else "removed", Text(harmless(what)))
     return grid
 
 
@@ -143,6 +146,9 @@ def render_details(destination: Destination) -> list[Text]:
         lines.append(Text(f"{name}: {harmless(destination.last_error)}", style="red"))
         if destination.hint:
             lines.append(Text(f"  hint: {harmless(destination.hint)}"))
+    if destination.quarantined:
+        lines.append(Text(f"{name}: refused {format_count(destination.quarantined, 'event')}", style="yellow"))
+        lines.append(Text("  hint: see 'kmctl quarantine list'"))
     return lines
 
 

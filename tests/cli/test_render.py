@@ -144,6 +144,17 @@ def test_the_status_page_says_everything() -> None:
         assert words in page
 
 
+def test_the_status_page_says_what_had_to_go_and_what_was_refused() -> None:
+    gone = {"settled events": {"events": 1200, "bytes": 2048}, "lost in a \x1b file": {"events": 3, "bytes": 0}}
+    page = draw(render_status(read_status(destination_of(quarantined=2), evicted=gone)))
+    assert "removed" in page
+    assert "1,200 settled events (2.0 KiB)" in page
+    assert r"3 lost in a \x1b file" in page
+    assert "team: refused 2 events" in page
+    assert "kmctl quarantine list" in page
+    assert "removed" not in draw(render_status(read_status()))
+
+
 def test_the_status_page_without_destinations_says_local_only() -> None:
     assert "nothing to sync to: local only" in draw(render_status(read_status()))
 
