@@ -9,6 +9,7 @@ Nothing here is async; kmd calls the writing half on one thread at a time and th
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,7 +31,14 @@ INSERT_EVENT = """
 INSERT INTO events (session_id, stream, offset, idx, at_ns, kind, method, target, rpc_id, size_bytes,
     took_ns, outcome, error_code, sha256, payload)
 """
-INSERT_NEW = f"{INSERT_EVENT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+ROWS_AT_ONCE = 64
+"""
+Rows of one statement. The driver lets go of the interpreter at each statement, and a busy thread takes it for
+milliseconds: measured beside one, single rows were twenty times slower, and alone they are as fast.
+"""
+INSERT_NEW = f"{INSERT_EVENT} VALUES {ROW}"
+INSERT_MANY = f"{INSERT_EVENT} VALUES {', '.join([ROW] * ROWS_AT_ONCE)}"
 INSERT_MISSING = f"""{INSERT_EVENT}
 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15 WHERE NOT EXISTS
     (SELECT 1 FROM events WHERE session_id = ?1 AND stream = ?2 AND offset = ?3 AND idx = ?4)"""
@@ -163,7 +171,7 @@ class Outbox:
             for intake in intakes:
                 rows = [render_row(intake, message) for message in intake.messages]
                 try:
-                    db.executemany(INSERT_NEW, rows)
+                    insert_new(db, rows)
                 except pysqlite3.IntegrityError:
                     db.executemany(INSERT_MISSING, rows)
                 streams = [(intake.session_id, stream, offset) for stream, offset in intake.durable.items()]
@@ -254,6 +262,14 @@ class Outbox:
     def _scalar(self, query: str) -> int:
         number: int = next(self._read(query))[0]
         return number
+
+
+def insert_new(db: Any, rows: Sequence[tuple[object, ...]]) -> None:
+    """Insert *rows*, none of which may be there. Raises pysqlite3.IntegrityError when one is."""
+    whole = len(rows) - len(rows) % ROWS_AT_ONCE
+    for start in range(0, whole, ROWS_AT_ONCE):
+        db.execute(INSERT_MANY, list(chain.from_iterable(rows[start : start + ROWS_AT_ONCE])))
+    db.executemany(INSERT_NEW, rows[whole:])
 
 
 def render_row(intake: Intake, m: Message) -> tuple[object, ...]:
