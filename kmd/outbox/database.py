@@ -22,6 +22,7 @@ BUSY_TIMEOUT_MS = 5000
 WAL_CHECKPOINT_PAGES = 4096
 """16 MiB of log before SQLite folds it into the file."""
 JOURNAL_MAX_BYTES = 8 << 20
+REWRITE_BYTES = 1 << 20
 SAFE_FROM = (3, 51, 3)
 SAFE_BACKPORTS = (((3, 50, 7), (3, 51)), ((3, 44, 6), (3, 45)))
 """First release without the WAL-reset bug, and the half-open ranges of its two backports."""
@@ -102,6 +103,7 @@ def open_database(path: Path) -> tuple[Any, Any]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         make_private(path)
+        rewrite_log(path)
         check_owner(path)
         writer = connect(path)
         try:
@@ -123,6 +125,26 @@ def make_private(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+
+
+def rewrite_log(path: Path) -> None:
+    """
+    Write what a process before this one has left in SQLite's log once more, and sync it.
+
+    Where a sync failed, the kernel shows pages that are not on the disk and that no later sync writes. SQLite
+    would take them for safe and fold them into the file: a power loss during that damages it.
+    """
+    try:
+        descriptor = os.open(path.with_name(f"{path.name}-wal"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        position = 0
+        while chunk := os.pread(descriptor, REWRITE_BYTES, position):
+            position += os.pwrite(descriptor, chunk, position)
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

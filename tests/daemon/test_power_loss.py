@@ -54,8 +54,8 @@ def test_nothing_acknowledged_is_lost_where_syncs_and_writes_failed_before(libra
 def test_nothing_is_lost_while_a_new_process_takes_over_from_one_whose_syncs_failed(
     library: Path, tmp_path: Path
 ) -> None:
-    run = record_run(library, tmp_path / "run", 4, fault_share=1.0)
-    assert len(run.restarts) == 2
+    run = record_run(library, tmp_path / "run", 4, fault_share=0.1, lives=10)
+    assert len(run.restarts) == 9
     findings = [
         lose_power_once(run, tmp_path / f"left-{restart}-{seed}", seed, slice(restart, restart + TAKE_OVER_OPERATIONS))
         for restart in run.restarts

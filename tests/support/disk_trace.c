@@ -9,6 +9,7 @@
  *   DISK_FAULTS   a folder; while a file of that name is in it, below DISK_ROOT
  *                   fsync-eio       every sync fails with EIO
  *                   fsync-eio-once  one sync fails with EIO; the file is removed by that
+ *                   fsync-eio-last  the same, and where DISK_KILL_AT is set the process gets no further
  *                   fsync-slow      every sync takes 300 ms
  *                   write-enospc    every write fails with ENOSPC
  *
@@ -241,7 +242,7 @@ static int sync_traced(int fd, int (*real)(int))
 {
     struct timespec pause = {0, SLOW_SYNC_NS};
     char path[PATH_MAX];
-    int failed;
+    int failed, is_last;
 
     if (!*path_of(fd, path))
         return real(fd);
@@ -249,7 +250,10 @@ static int sync_traced(int fd, int (*real)(int))
         nanosleep(&pause, NULL);
     pthread_mutex_lock(&lock);
     die_if_due();
-    if (fault_is_on("fsync-eio", 0) || fault_is_on("fsync-eio-once", 1)) {
+    is_last = fault_is_on("fsync-eio-last", 1);
+    if (is_last && kill_at)
+        kill_at = 1;
+    if (is_last || fault_is_on("fsync-eio", 0) || fault_is_on("fsync-eio-once", 1)) {
         record('E', path, 0, "", 0);
         errno = EIO;
         failed = -1;

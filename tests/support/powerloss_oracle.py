@@ -63,15 +63,17 @@ class Finding:
     faults: list[str] = field(default_factory=list)
 
 
-def record_run(library: Path, folder: Path, seed: int, *, synchronous: str = "FULL", fault_share: float = 0.0) -> Run:
+def record_run(
+    library: Path, folder: Path, seed: int, *, synchronous: str = "FULL", fault_share: float = 0.0, lives: int = LIVES
+) -> Run:
     """Let the work be done, killed and begun again; the last life comes to the end of the plan."""
     rand = Random(seed)
     root = folder / "disk"
     root.mkdir(parents=True)
     program = [sys.executable, "-m", "tests.support.powerloss_work"]
     words = [*program, str(folder), str(seed), synchronous, str(fault_share)]
-    for life in range(LIVES):
-        kill_at = rand.randrange(*KILL_AT) if life + 1 < LIVES else 0
+    for life in range(lives):
+        kill_at = rand.randrange(*KILL_AT) if life + 1 < lives else 0
         environ = watch(library, root, folder, kill_at=kill_at)
         done = subprocess.run(words, env=environ, cwd=Path(__file__).parents[2], timeout=LIFE_S, check=False)
         assert done.returncode in (0, -signal.SIGKILL if kill_at else 0), done.returncode

@@ -23,9 +23,9 @@ SESSIONS = 5
 GROUPS = 300
 CHECKPOINT_PAGES = 120
 """Far below kmd's own, so that a short run meets many checkpoints."""
-LIMITS = Limits(max_bytes=512 << 10)
+LIMITS = Limits(max_bytes=256 << 10)
 DESTINATION = "team"
-FAULT_NAMES = ("fsync-eio", "fsync-eio-once", "write-enospc")
+FAULT_NAMES = ("fsync-eio", "fsync-eio-once", "fsync-eio-last", "write-enospc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +81,12 @@ class Work:
         self._marks = os.open(folder / "marks", os.O_WRONLY | os.O_CREAT, 0o600)
         self._faults = folder / "faults"
         self._groups = plan(seed)
-        self._rand = Random()
+        self._rand = Random(seed)
         self._fault_share = fault_share
 
     def run(self, outbox: Outbox) -> None:
         """Go on with the plan where the outbox ends."""
+        self._rand.seed(outbox.last_seq)
         known = outbox.open_session(start_of(0))
         # That was a commit, so whatever the outbox holds is said to be durable, and relays forget it.
         self.mark("acknowledged", outbox.read_last_seq())
