@@ -144,7 +144,7 @@ def test_the_page_names_every_operation_and_each_answers_as_it_says(tmp_path: Pa
         relay.wait_acked(15)
         for operation in operations:
             answers = ask(tmp_path, {"op": operation})
-            assert answers
+            assert answers or operation == "quarantine"  # nothing was refused: its list is empty
             assert all("error" not in answer for answer in answers)
         assert set(ask(tmp_path, {"op": "nothing of the kind"})[0]["error"]) == {"message", "hint"}
         (event,) = [answer["event"] for answer in ask(tmp_path, {"op": "tail"})]
