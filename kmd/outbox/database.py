@@ -247,7 +247,8 @@ def translate(exc: Exception) -> OutboxError:
     """What an SQLite error means for the caller. The text of SQLite's message holds no data."""
     code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
     if code in (pysqlite3.SQLITE_FULL, pysqlite3.SQLITE_IOERR):
-        return OutboxFull(f"the outbox cannot be written: {exc}", hint="free some disk space")
+        hint = "free some disk space; if there is enough, look for disk errors in the system's log"
+        return OutboxFull(f"the outbox cannot be written: {exc}", hint=hint)
     if code in (pysqlite3.SQLITE_CORRUPT, pysqlite3.SQLITE_NOTADB):
         hint = "move outbox.db and its -wal away; kmd makes a new one"
         return OutboxCorrupt(f"the outbox is damaged: {exc}", hint=hint)
