@@ -18,7 +18,7 @@ from kmctl.quarantine import quarantine
 from kmctl.status import status
 from kmctl.tail import tail
 from kmctl.text import harmless
-from kmd.errors import DaemonUnavailable, KilometersError
+from kmd.errors import ConfigError, DaemonUnavailable, KilometersError
 
 FAILED = 1
 USAGE = 2
@@ -97,7 +97,8 @@ def invoke(arguments: Sequence[str]) -> int:
         return NO_DAEMON
     except KilometersError as exc:
         show_error(str(exc), exc.hint)
-        return FAILED
+        is_usage = isinstance(exc, ConfigError) and exc.key in ("--url", "--name", "--key")
+        return USAGE if is_usage else FAILED
     return code if isinstance(code, int) else 0
 
 
