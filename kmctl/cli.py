@@ -97,7 +97,7 @@ def invoke(arguments: Sequence[str]) -> int:
         return NO_DAEMON
     except KilometersError as exc:
         show_error(str(exc), exc.hint)
-        is_usage = isinstance(exc, ConfigError) and exc.key in ("--url", "--name", "--key")
+        is_usage = isinstance(exc, ConfigError) and exc.key in ("--url", "--name")
         return USAGE if is_usage else FAILED
     return code if isinstance(code, int) else 0
 
