@@ -2,11 +2,12 @@
 
 import fcntl
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from kmd.record import DATA, HELLO, NO_STREAM, RecordReader, render_fields, render_head
+from kmd.record import ACK, DATA, HELLO, NO_STREAM, RecordReader, render_fields, render_head, render_offsets
 from kmd.shim.spool import Spool
 from kmd.shim.tap import HELD_MAX_BYTES, SPILL_ABOVE_BYTES, Entry, Tap
 from tests.support.processes import ask, read_status, running_kmd, wait_for
@@ -108,5 +109,27 @@ def test_without_kmd_and_without_a_disk_the_tap_stays_in_its_bound_and_counts() 
     held = sum(len(entry.body) for entry in tap.take_all())
     assert SPILL_ABOVE_BYTES < held <= HELD_MAX_BYTES
     assert held + tap.skipped_bytes == crossed
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_an_acknowledgement_lets_go_of_what_it_covers_and_of_nothing_else() -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    near, far = socket.socketpair()
+    tap = Tap(write_end)
+    tap.attach(near, (0, 0, 0))
+    for chunk in (b"first\n", b"second\n", b"thi"):
+        tap.keep(0, chunk, 0)
+    tap.keep(1, b"answer\n", 0)
+    tap.absorb()
+    far.sendall(render_offsets(ACK, (len(b"first\nsecond\n"), 0, 0)))
+    assert tap.read_acks()
+    assert tap.durable == (13, 0, 0)
+    assert [(entry.stream, entry.offset, entry.body) for entry in tap.take_all()] == [
+        (0, 13, b"thi"),
+        (1, 0, b"answer\n"),
+    ]
+    far.close()
     os.close(read_end)
     os.close(write_end)
