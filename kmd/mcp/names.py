@@ -10,17 +10,6 @@ class Stream(StrEnum):
     TO_CLIENT = "to_client"
     STDERR = "stderr"
 
-    @property
-    def opposite(self) -> "Stream":
-        """The stream that carries the answers. Raises ValueError for stderr, which has none."""
-        match self:
-            case Stream.TO_SERVER:
-                return Stream.TO_CLIENT
-            case Stream.TO_CLIENT:
-                return Stream.TO_SERVER
-            case Stream.STDERR:
-                raise ValueError("stderr carries no answers")
-
 
 class Kind(StrEnum):
     """

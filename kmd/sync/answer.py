@@ -38,10 +38,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back: status, the Content-Type and Retry-After headers, at most the first MiB of the body."""
+    """What came back: status, the Retry-After header, at most the first MiB of the body."""
 
     status: int
-    content_type: str
     retry_after: str
     body: bytes
 

@@ -79,7 +79,6 @@ class Transport:
             await response.aclose()
         return Reply(
             status=response.status_code,
-            content_type=response.headers.get("Content-Type", ""),
             retry_after=response.headers.get("Retry-After", ""),
             body=answer,
         )

@@ -146,8 +146,8 @@ def test_an_event_carries_every_field_of_its_message() -> None:
 # Answers.
 
 
-def reply(status: int, body: bytes = b"", retry_after: str = "", content_type: str = "application/json") -> Reply:
-    return Reply(status, content_type, retry_after, body)
+def reply(status: int, body: bytes = b"", retry_after: str = "") -> Reply:
+    return Reply(status, retry_after, body)
 
 
 def receipt(events: int = 2, batch_id: str = "b1", **more: Any) -> bytes:  # noqa: ANN401

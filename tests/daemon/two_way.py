@@ -14,6 +14,8 @@ from kmd.mcp.names import Stream
 BOTH = (Stream.TO_SERVER, Stream.TO_CLIENT)
 IDS = (b"1", b'"1"', b"0", b'""', b"7")
 
+OPPOSITE = {Stream.TO_SERVER: Stream.TO_CLIENT, Stream.TO_CLIENT: Stream.TO_SERVER}
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -94,7 +96,7 @@ class Play:
     def _is_in_use(self, stream: Stream, rpc_id: bytes) -> bool:
         """Until its answer has reached the one who asked, an id is not used again."""
         is_open = any((other.stream, other.rpc_id) == (stream, rpc_id) for other in self._open)
-        return is_open or self._free_from.get((stream, rpc_id), 0) > self._read[stream.opposite]
+        return is_open or self._free_from.get((stream, rpc_id), 0) > self._read[OPPOSITE[stream]]
 
     def _answer(self, stream: Stream, request: Sent) -> None:
         self._open.remove(request)

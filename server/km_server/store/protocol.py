@@ -6,7 +6,6 @@ be put without a tenant. A method that writes returns after the commit. Every me
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -173,6 +172,3 @@ class Store(Protocol):
 
     async def find_key(self, digest: bytes) -> ApiKey | None:
         """The live key with this digest; notes, now and then, that it was used."""
-
-
-OpenStore = AbstractAsyncContextManager[Store]
