@@ -14,6 +14,7 @@ help:
 	@echo "make clean   remove $(VENV)"
 
 install: $(STAMP)
+	@$(BIN)/python -m tests.support.node
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Kilometers needs Python 3.11 or newer; set PYTHON=…")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/python -m tests.support.demo
 
-test: $(STAMP)
+test: install
 	@$(BIN)/python -m pytest -m 'not heavy' $(ARGS)
 
 check: $(STAMP)

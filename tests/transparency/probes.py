@@ -254,6 +254,14 @@ def leave_child() -> None:
     echo()
 
 
+def leave_deaf_child() -> None:
+    """Say something and end at once; a child keeps the pipes and ignores the end of stdin."""
+    write_all(b"ready\n")
+    if os.fork():
+        os._exit(5)
+    time.sleep(3600)
+
+
 def late_child() -> None:
     """End at once; a child that does not read writes once the server is gone, then lets go."""
     server = os.getpid()
@@ -294,7 +302,8 @@ def orphaned(*words: str) -> None:
 
 PROBES: tuple[Callable[..., None], ...] = (
     echo, echo_then, chatter, sizes, emit, die, obey, report, after_eof, close_stdout, close_stdin, close_both,
-    notice_reader_gone, flood, reluctant, heap, both_first, lines_both, leave_child, late_child, stubborn, deaf,
+    notice_reader_gone, flood, reluctant, heap, both_first, lines_both, leave_child, leave_deaf_child,
+    late_child, stubborn, deaf,
     orphaned,
 )  # fmt: skip
 
