@@ -219,11 +219,13 @@ async def flush(control: Control, timeout_s: float) -> AsyncIterator[dict[str, A
     """Send what was committed before the call, to every destination; ends when that is settled or cannot be."""
     await adopt_spools(control.spool_dir, control.sessions)
     mark = await trio.to_thread.run_sync(control.outbox.read_last_seq)
+    ends_mark = control.outbox.last_end_seq
     tries = {id(loop): loop.tries for loop in control.fleet.loops}
     deadline = trio.current_time() + timeout_s
     while True:
         floor = control.outbox.room.deleted_seq
-        behind = [loop for loop in control.fleet.loops if max(loop.cursor, floor) < mark]
+        loops = control.fleet.loops
+        behind = [loop for loop in loops if max(loop.cursor, floor) < mark or loop.ends_cursor < ends_mark]
         yield {"progress": [render_progress(loop, mark) for loop in control.fleet.loops]}
         if not behind:
             yield {"done": True}
@@ -255,7 +257,7 @@ def explain(loop: DestinationLoop, mark: int) -> dict[str, Any]:
     """Why a destination has not settled everything."""
     return {
         "name": loop.destination.name,
-        "pending": mark - loop.cursor,
+        "pending": max(0, mark - loop.cursor),
         "state": loop.state,
         "error": loop.last_error or "it takes longer than the time given",
         "hint": loop.hint or "try again with a longer --timeout; kmd goes on meanwhile",

@@ -18,7 +18,7 @@ from kmd.config import Config, load_config
 from kmd.control import Announcer, Control, serve_kmctl
 from kmd.errors import DaemonRunning, KilometersError
 from kmd.intake.activation import Role, open_activated, take_activated
-from kmd.intake.adoption import adopt_for_ever
+from kmd.intake.adoption import Adopter
 from kmd.intake.connection import serve_relay
 from kmd.intake.local_socket import is_own_peer, listen, make_private_dir
 from kmd.intake.sessions import Sessions
@@ -87,6 +87,8 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
             housekeeper = Housekeeper(outbox.room, writer.one_at_a_time, lambda: fleet.lowest_cursor)
             announcer.listeners += [fleet.notice, housekeeper.look]
             sessions = Sessions(writer, max_message_bytes=config.max_message_bytes, keep_payloads=config.keep_payloads)
+            adopter = Adopter(places.spool_dir, sessions)
+            announcer.listeners.append(adopter.glance)
             control = Control(
                 version=release,
                 started_at=started_at,
@@ -107,8 +109,8 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
             nursery.start_soon(writer.run)
             await fleet.apply(config)
             nursery.start_soon(housekeeper.run)
-            nursery.start_soon(accept_relays, sockets[Role.INTAKE], sessions)
-            nursery.start_soon(adopt_for_ever, places.spool_dir, sessions)
+            nursery.start_soon(accept_relays, sockets[Role.INTAKE], sessions, adopter)
+            nursery.start_soon(adopter.run)
             nursery.start_soon(accept_kmctl, sockets[Role.CONTROL], control)
             log.info("kmd is ready", pid=os.getpid(), home=str(places.meeting_dir), version=release)
             notify(READY, environ)
@@ -143,8 +145,14 @@ async def reload(places: Places, environ: Mapping[str, str], outbox: Outbox, ses
     log.info("configuration read", destinations=[destination.name for destination in config.destinations])
 
 
-async def accept_relays(listener: trio.SocketListener, sessions: Sessions) -> None:
-    await accept_own(listener, lambda stream: serve_relay(stream.socket, sessions))
+async def accept_relays(listener: trio.SocketListener, sessions: Sessions, adopter: Adopter) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        try:
+            await serve_relay(stream.socket, sessions)
+        finally:
+            adopter.look()
+
+    await accept_own(listener, serve)
 
 
 async def accept_kmctl(listener: trio.SocketListener, control: Control) -> None:

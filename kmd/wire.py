@@ -23,13 +23,18 @@ OFFSET_MAX = 2**63 - 1
 
 
 class Session(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One run of one wrapped server. `name` is what `km --name` said; `command` the program's own name."""
+    """
+    One run of one wrapped server. `name` is what `km --name` said; `command` the program's own name.
+
+    closed_first: once it has ended, which side closed first, `client` or `server`; empty when that is not known.
+    """
 
     session: str
     name: str
     command: str = ""
     started_at_ns: int = 0
     ended_at_ns: int | None = None
+    closed_first: str = ""
     host: str = ""
 
 

@@ -23,19 +23,52 @@ from kmd.intake.sessions import Sessions
 from kmd.record import HELLO, RecordError, RecordReader
 
 LOOK_EARLY_S = (2.0, 5.0, 10.0)
-LOOK_EVERY_S = 30.0
-"""A relay that ends while kmd is ill or restarting leaves its spool: a few looks after the start, then two a minute."""
+LOOK_EVERY_S = 20.0
+"""A relay that ends while kmd is ill or restarting leaves its spool: some looks at the start, then three a minute."""
+GATHER_S = 0.5
+"""Between the sign that a spool may have been left and the look: the relay may still be about to remove it."""
 READ_BYTES = 256 << 10
 SUFFIX = ".spool"
 
 log = structlog.get_logger(__name__)
 
 
-async def adopt_for_ever(folder: Path, sessions: Sessions) -> None:
-    """Look for spools now and then; one that cannot be taken in stays where it is and is looked at again."""
-    for pause_s in chain(LOOK_EARLY_S, repeat(LOOK_EVERY_S)):
-        await adopt_spools(folder, sessions)
-        await trio.sleep(pause_s)
+class Adopter:
+    """
+    Looks for spools while `run` runs: now and then, soon after a relay has left, and when the folder has changed.
+
+    One that cannot be taken in stays where it is and is looked at again.
+    """
+
+    def __init__(self, folder: Path, sessions: Sessions) -> None:
+        self._folder = folder
+        self._sessions = sessions
+        self._wake = trio.Event()
+        self._changed_ns = 0
+
+    def look(self) -> None:
+        """A relay has left."""
+        self._wake.set()
+
+    def glance(self) -> None:
+        """kmd is awake anyway, for a commit: look soon if a file has come or gone."""
+        if self._read_changed_ns() != self._changed_ns:
+            self._wake.set()
+
+    async def run(self) -> None:
+        for pause_s in chain(LOOK_EARLY_S, repeat(LOOK_EVERY_S)):
+            self._wake = trio.Event()
+            self._changed_ns = self._read_changed_ns()
+            await adopt_spools(self._folder, self._sessions)
+            with trio.move_on_after(pause_s):
+                await self._wake.wait()
+                await trio.sleep(GATHER_S)
+
+    def _read_changed_ns(self) -> int:
+        try:
+            return self._folder.stat().st_mtime_ns
+        except OSError:
+            return 0
 
 
 async def adopt_spools(folder: Path, sessions: Sessions) -> int:

@@ -8,7 +8,8 @@ from kmd.mcp.conversation import Conversation
 from kmd.mcp.message import Message
 from kmd.mcp.names import Stream
 from kmd.mcp.row import SessionStart
-from kmd.outbox.outbox import Intake, KnownSession
+from kmd.outbox.outbox import Intake
+from kmd.outbox.sessions import KnownSession
 from kmd.record import BYE, DATA, GAP, POSITION_MAX, PROTOCOL, Record, RecordError, parse_fields, parse_gap
 
 NAME_MAX_CHARS = 256
@@ -64,7 +65,7 @@ class SessionIntake:
         self._known = known
         self._durable = {stream: known.durable.get(stream, 0) for stream in STREAMS}
         self._conversation = Conversation(known.durable, sessions.max_message_bytes)
-        self._conversation.restore(known.recent)
+        self._conversation.restore(known.open_requests)
         live.conversation = self._conversation
 
     @property
@@ -117,6 +118,7 @@ class SessionIntake:
             ended_at_ns=taken.bye.at_ns if taken.bye else None,
             closed_first=closed_first.decode("ascii", "replace")[:16] or None,
             keep_payloads=self._sessions.keep_payloads,
+            open_requests=self._conversation.open_positions(),
         )
         await self._sessions.writer.commit(intake)
         self._durable = durable

@@ -9,7 +9,7 @@ import trio
 from kmd.mcp.conversation import Conversation
 from kmd.mcp.names import Stream
 from kmd.mcp.row import SessionStart
-from kmd.outbox.outbox import KnownSession
+from kmd.outbox.sessions import KnownSession
 from kmd.outbox.writer import Writer
 
 

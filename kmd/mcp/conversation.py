@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from kmd.mcp.exchange import Exchanges
+from kmd.mcp.exchange import Exchanges, Position
 from kmd.mcp.line import LineAssembler
 from kmd.mcp.message import Message, parse_line
 from kmd.mcp.names import Kind, Stream
@@ -39,10 +39,14 @@ class Conversation:
         parked = self._exchanges.parked_offset(stream)
         return complete if parked is None else min(parked, complete)
 
-    def restore(self, messages: Iterable[Message]) -> None:
-        """Take up the latest messages of a session that kmd saw before it restarted, oldest first."""
-        for message in messages:
-            self._exchanges.restore(message)
+    def restore(self, requests: Iterable[Message]) -> None:
+        """Take up the requests that were open when kmd or the relay's connection ended, oldest first."""
+        for request in requests:
+            self._exchanges.restore(request)
+
+    def open_positions(self) -> dict[Stream, list[Position]]:
+        """Where the open requests of each stream stand, for a later `restore`."""
+        return {s: self._exchanges.open_positions(s) for s in (Stream.TO_SERVER, Stream.TO_CLIENT)}
 
     def take_chunk(self, stream: Stream, offset: int, chunk: bytes, at_ns: int) -> list[Message]:
         """The messages that this chunk completes."""

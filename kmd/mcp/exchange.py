@@ -7,6 +7,7 @@ times are those of the messages.
 """
 
 from collections import OrderedDict
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -19,8 +20,15 @@ OPEN_MAX = 10_000
 PARKED_MAX = 64
 """Answers that may wait for their request; beyond it the oldest goes on unpaired."""
 
+OPEN_REMEMBERED = 512
+"""Open requests of one direction, the newest ones, that outlive a restart of kmd: 8 KiB a commit at the worst."""
+
 ANSWERS = (Kind.RESPONSE, Kind.ERROR)
 PROBE_METHOD = "server/discover"
+
+
+Position = tuple[int, int]
+"""Where a message stands in its stream: offset and index."""
 
 
 class OpenRequest(NamedTuple):
@@ -29,6 +37,7 @@ class OpenRequest(NamedTuple):
     method: str | None
     target: str | None
     at_ns: int
+    position: Position
     earlier: "OpenRequest | None" = None
 
 
@@ -72,12 +81,18 @@ class Exchanges:
         parked, self._parked = self._parked, []
         return parked
 
-    def restore(self, message: Message) -> None:
-        """Take up a message that was handed out before kmd restarted: opens a request or closes it."""
-        if message.kind is Kind.REQUEST:
-            self._register(message)
-        elif message.kind in ANSWERS and message.rpc_id is not None:
-            self._close(message.rpc_id, message)
+    def restore(self, request: Message) -> None:
+        """Take up a request that was handed out before kmd restarted, and that nobody has answered since."""
+        if request.kind is Kind.REQUEST:
+            self._register(request)
+
+    def open_positions(self, stream: Stream) -> list[Position]:
+        """Where the open requests of *stream* stand, in the order in which they are to be restored."""
+        requests = self._open_to_server if stream is Stream.TO_SERVER else self._open_to_client
+        positions: list[Position] = []
+        for request in islice(reversed(requests.values()), OPEN_REMEMBERED):
+            positions += [request.position, *([request.earlier.position] if request.earlier else [])]
+        return positions[::-1]
 
     def _observe_parked(self, message: Message) -> list[Message]:
         if message.kind in ANSWERS:
@@ -108,7 +123,9 @@ class Exchanges:
         earlier = requests.pop(rpc_id, None)
         if earlier is not None and earlier.earlier is not None:
             earlier = earlier._replace(earlier=None)
-        requests[rpc_id] = OpenRequest(message.method, message.target, message.at_ns, earlier)
+        requests[rpc_id] = OpenRequest(
+            message.method, message.target, message.at_ns, (message.offset, message.index), earlier
+        )
         if len(requests) > OPEN_MAX:
             requests.popitem(last=False)
 

@@ -1,4 +1,4 @@
-"""A message with its session and its place in the outbox: what status, tail and sync read."""
+"""A message with its session and its place in the outbox, and the ends of sessions: what status and sync read."""
 
 import msgspec
 
@@ -15,10 +15,20 @@ class SessionStart(msgspec.Struct, frozen=True):
     started_at_ns: int
 
 
+class SessionEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """A session that is over. end_seq: the order of ends. closed_first: "client", "server", or "" when unknown."""
+
+    end_seq: int
+    start: SessionStart
+    ended_at_ns: int
+    closed_first: str
+
+
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """seq: the order of commits, which never repeats."""
 
     seq: int
     session: SessionStart
     ended_at_ns: int | None
+    closed_first: str = ""
     message: Message

@@ -56,6 +56,13 @@ def m0003_quarantine(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m0004_between_runs(db: Database) -> None:
+    """What a restart must not forget: open requests, ends that were not told yet, how a destination was doing."""
+    for statement in SCHEMA_0004.split(";"):
+        db.execute(statement)
+
+
 SCHEMA_0001 = """
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY, session TEXT NOT NULL UNIQUE, name TEXT NOT NULL, command TEXT NOT NULL,
@@ -90,6 +97,19 @@ INSERT INTO quarantine
         e.kind, e.method, e.target, e.rpc_id, e.size_bytes, e.took_ns, e.outcome, e.error_code, e.sha256, e.payload
     FROM old_quarantine q LEFT JOIN events e ON e.seq = q.seq;
 DROP TABLE old_quarantine
+"""
+
+SCHEMA_0004 = """
+ALTER TABLE streams ADD COLUMN open BLOB;
+ALTER TABLE sessions ADD COLUMN end_seq INTEGER;
+CREATE UNIQUE INDEX sessions_by_end ON sessions (end_seq) WHERE end_seq IS NOT NULL;
+UPDATE sessions SET end_seq = id WHERE ended_at_ns IS NOT NULL;
+ALTER TABLE destinations ADD COLUMN ends_cursor INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE destinations ADD COLUMN course TEXT NOT NULL DEFAULT ''
+"""
+"""
+streams.open: positions of unanswered requests (kmd.outbox.sessions). end_seq: the order in which sessions ended.
+destinations.ends_cursor: up to which end a destination has been told; course: kmd.sync.course.
 """
 
 
@@ -230,7 +250,7 @@ def migrate(connection: Any, path: Path) -> None:
         migrations.apply(database)
 
 
-ALL_MIGRATIONS = {"m0001_events", "m0002_evictions", "m0003_quarantine"}
+ALL_MIGRATIONS = {"m0001_events", "m0002_evictions", "m0003_quarantine", "m0004_between_runs"}
 
 
 def check_sqlite(version: tuple[int, ...]) -> None:

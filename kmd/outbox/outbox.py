@@ -17,15 +17,25 @@ from typing import Any, Self
 import pysqlite3
 
 from kmd.errors import OutboxCorrupt, OutboxError
+from kmd.mcp.exchange import Position
 from kmd.mcp.message import Message
 from kmd.mcp.names import Stream
-from kmd.mcp.row import Row, SessionStart
+from kmd.mcp.row import Row, SessionEnd, SessionStart
 from kmd.outbox.bounds import Limits, Step
 from kmd.outbox.database import LAST_SEQ, open_database, transaction, translate
 from kmd.outbox.quarantine import Quarantine
 from kmd.outbox.repair import LOST, check, repair
 from kmd.outbox.room import Room
 from kmd.outbox.rows import MESSAGE_COLUMNS, SESSION_COLUMNS, parse_row
+from kmd.outbox.sessions import (
+    LAST_END_SEQ,
+    SELECT_ENDS,
+    UPDATE_SESSION,
+    KnownSession,
+    find_session,
+    read_ends,
+    store_streams,
+)
 
 INSERT_EVENT = """
 INSERT INTO events (session_id, stream, offset, idx, at_ns, kind, method, target, rpc_id, size_bytes,
@@ -43,9 +53,6 @@ INSERT_MISSING = f"""{INSERT_EVENT}
 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15 WHERE NOT EXISTS
     (SELECT 1 FROM events WHERE session_id = ?1 AND stream = ?2 AND offset = ?3 AND idx = ?4)"""
 """For what may be there in part. Not `OR IGNORE`: that uses up a seq for each row that it passes over."""
-UPSERT_STREAM = """
-INSERT INTO streams (session_id, stream, durable) VALUES (?, ?, ?)
-ON CONFLICT DO UPDATE SET durable = max(durable, excluded.durable)"""
 SELECT_EVENTS = f"""
 SELECT e.seq, {SESSION_COLUMNS}, {MESSAGE_COLUMNS.format("e")}
 FROM events e JOIN sessions s ON s.id = e.session_id"""
@@ -53,13 +60,15 @@ SELECT_EVICTIONS = "SELECT reason, events, bytes FROM evictions"
 SELECT_LOST = "SELECT coalesce(sum(events), 0) FROM evictions WHERE reason = ?"
 LOST_REASONS = (Step.DELETE_UNSETTLED._value_, LOST)
 NO_LIMITS = Limits(max_bytes=1 << 50)
-RESTORE_MESSAGES = 2000
-"""How many of a session's last messages are looked through for open requests after a restart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """What one connection has to commit: messages, and how far each stream is durable once they are."""
+    """
+    What one connection has to commit: messages, and how far each stream is durable once they are.
+
+    open_requests: where the requests stand that are unanswered then, oldest first.
+    """
 
     session_id: int
     messages: Sequence[Message]
@@ -68,16 +77,7 @@ class Intake:
     ended_at_ns: int | None = None
     closed_first: str | None = None
     keep_payloads: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class KnownSession:
-    """A session as the outbox has it. recent: its last messages, oldest first, without their payloads."""
-
-    session_id: int
-    durable: dict[Stream, int]
-    gap_bytes: int
-    recent: list[Message] = field(default_factory=list)
+    open_requests: Mapping[Stream, Sequence[Position]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +99,17 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class DestinationRow:
-    """What the outbox remembers of a destination. settled: events that it has taken over time."""
+    """
+    What the outbox remembers of a destination. settled: events that it has taken over time. ends_cursor: up to which
+    end of a session it has been told. course: what sync has to remember (kmd.sync.course).
+    """
 
     cursor: int
     settled: int
     quarantined: int
     last_success_at_ns: int | None
+    ends_cursor: int
+    course: str
 
 
 class Outbox:
@@ -128,6 +133,7 @@ class Outbox:
             self.room.set_limits(limits)
             self.quarantine = Quarantine(self._writer, self._reader, lambda: self.room.limits.max_bytes)
             self.last_seq = self._scalar(LAST_SEQ)
+            self.last_end_seq = self._scalar(LAST_END_SEQ)
         except pysqlite3.Error as exc:
             self._close()
             raise translate(exc) from exc
@@ -152,18 +158,7 @@ class Outbox:
     def open_session(self, start: SessionStart) -> KnownSession:
         """Find or make a session; a relay that connects again goes on where its streams are durable."""
         with transaction(self._writer) as db:
-            row = (start.session, start.name, start.command, start.pid, start.started_at_ns)
-            db.execute(
-                "INSERT OR IGNORE INTO sessions (session, name, command, pid, started_at_ns) VALUES (?, ?, ?, ?, ?)",
-                row,
-            )
-            db.execute("UPDATE sessions SET ended_at_ns = NULL WHERE session = ?", (start.session,))
-            query = "SELECT id, gap_bytes FROM sessions WHERE session = ?"
-            session_id, gap_bytes = db.execute(query, (start.session,)).fetchone()
-            query = "SELECT stream, durable FROM streams WHERE session_id = ?"
-            durable = {Stream(stream): offset for stream, offset in db.execute(query, (session_id,))}
-            recent = self._recent_messages(start.session) if durable else []
-        return KnownSession(session_id, durable, gap_bytes, recent)
+            return find_session(db, start)
 
     def commit(self, intakes: Iterable[Intake]) -> None:
         """Store all of *intakes* in one transaction; what is there already stays as it is."""
@@ -174,21 +169,18 @@ class Outbox:
                     insert_new(db, rows)
                 except pysqlite3.IntegrityError:
                     db.executemany(INSERT_MISSING, rows)
-                streams = [(intake.session_id, stream, offset) for stream, offset in intake.durable.items()]
-                db.executemany(UPSERT_STREAM, streams)
+                store_streams(db, intake.session_id, intake.durable, intake.open_requests)
                 if intake.gap_bytes or intake.ended_at_ns is not None:
-                    db.execute(
-                        "UPDATE sessions SET gap_bytes = max(gap_bytes, ?), ended_at_ns = coalesce(?, ended_at_ns),"
-                        " closed_first = coalesce(?, closed_first) WHERE id = ?",
-                        (intake.gap_bytes, intake.ended_at_ns, intake.closed_first, intake.session_id),
-                    )
+                    row = (intake.gap_bytes, intake.ended_at_ns, intake.closed_first, intake.session_id)
+                    db.execute(UPDATE_SESSION, row)
             last_seq = db.execute(LAST_SEQ).fetchone()[0]
-        self.last_seq = last_seq
+            last_end_seq = db.execute(LAST_END_SEQ).fetchone()[0]
+        self.last_seq, self.last_end_seq = last_seq, last_end_seq
 
     def open_destination(self, name: str) -> DestinationRow:
         """Find or make a destination; a new one starts at the beginning of what is kept."""
         with transaction(self._writer) as db:
-            db.execute("INSERT OR IGNORE INTO destinations VALUES (?, 0, 0, NULL)", (name,))
+            db.execute("INSERT OR IGNORE INTO destinations (name, cursor, settled) VALUES (?, 0, 0)", (name,))
         return self.read_destination(name)
 
     def settle(self, name: str, seqs: Sequence[int], refused: Mapping[int, str], now_ns: int) -> None:
@@ -203,6 +195,17 @@ class Outbox:
             )
         if refused:
             self.quarantine.recount()
+
+    def settle_ends(self, name: str, ends_cursor: int, now_ns: int) -> None:
+        """A destination knows the ends of sessions up to *ends_cursor*."""
+        query = "UPDATE destinations SET ends_cursor = max(ends_cursor, ?), last_success_at_ns = ? WHERE name = ?"
+        with transaction(self._writer) as db:
+            db.execute(query, (ends_cursor, now_ns, name))
+
+    def keep_course(self, name: str, course: str) -> None:
+        """Remember how a destination is doing."""
+        with transaction(self._writer) as db:
+            db.execute("UPDATE destinations SET course = ? WHERE name = ?", (course, name))
 
     # The reading half: its own connection, never waits for a commit.
 
@@ -221,14 +224,19 @@ class Outbox:
                 rows.append(row)
         return rows
 
+    def read_ends(self, after_seq: int, limit: int) -> list[SessionEnd]:
+        """The next sessions that ended after the end numbered *after_seq*, at most *limit*."""
+        return read_ends(self._read(SELECT_ENDS, (after_seq, limit)))
+
     def read_last_seq(self) -> int:
         """The latest commit that readers can see; `last_seq` follows a moment later."""
         return self._scalar(LAST_SEQ)
 
     def read_destination(self, name: str) -> DestinationRow:
-        query = "SELECT cursor, settled, last_success_at_ns FROM destinations WHERE name = ?"
-        cursor, settled, last_success_at_ns = next(self._read(query, (name,)))
-        return DestinationRow(cursor, settled, self.quarantine.counts.get(name, 0), last_success_at_ns)
+        query = "SELECT cursor, settled, last_success_at_ns, ends_cursor, course FROM destinations WHERE name = ?"
+        cursor, settled, last_success_at_ns, ends_cursor, course = next(self._read(query, (name,)))
+        quarantined = self.quarantine.counts.get(name, 0)
+        return DestinationRow(cursor, settled, quarantined, last_success_at_ns, ends_cursor, course)
 
     def read_lost_events(self) -> int:
         """How many events went, ever, before every destination had them."""
@@ -246,11 +254,6 @@ class Outbox:
         gap_bytes = self._scalar("SELECT coalesce(sum(gap_bytes), 0) FROM sessions")
         evicted = {reason: (events, size) for reason, events, size in self._read(SELECT_EVICTIONS)}
         return Totals(first, last, used, gap_bytes, oldest[0] if oldest else None, evicted)
-
-    def _recent_messages(self, session: str) -> list[Message]:
-        query = f"{SELECT_EVENTS} WHERE s.session = ? ORDER BY e.seq DESC LIMIT ?"
-        rows = [parse_row((*v[:-1], None)) for v in self._writer.execute(query, (session, RESTORE_MESSAGES))]
-        return [row.message for row in reversed(rows)]
 
     def _read(self, query: str, values: tuple[object, ...] = ()) -> Generator[Any]:
         """The rows; damage may be met at any of them."""

@@ -72,7 +72,8 @@ def carry_over(damaged: Path, fresh: Any) -> tuple[int, int]:
         old.execute("PRAGMA writable_schema = ON")
         with transaction(fresh):
             for table in SMALL_TABLES:
-                copy_rows(fresh, table, read_rows(old, f"SELECT * FROM {table}"))
+                columns = shared_columns(old, fresh, table)
+                copy_rows(fresh, table, columns, read_rows(old, f"SELECT {columns} FROM {table}"))
             return copy_events(old, fresh)
     except pysqlite3.Error:
         return 0, 0
@@ -88,8 +89,10 @@ def copy_events(old: Any, fresh: Any) -> tuple[int, int]:
     moved = dict.fromkeys(cursors, 0)
     refused = dict.fromkeys((seq for (seq,) in read_rows(old, "SELECT seq FROM quarantine")), 0)
     new_seq = 0
-    for row in read_spans(old, "SELECT * FROM events WHERE seq BETWEEN ? AND ? ORDER BY seq", first, last):
-        if not copy_rows(fresh, "events", iter([(new_seq + 1, *row[1:])])):
+    columns = shared_columns(old, fresh, "events")
+    query = f"SELECT {columns} FROM events WHERE seq BETWEEN ? AND ? ORDER BY seq"
+    for row in read_spans(old, query, first, last):
+        if not copy_rows(fresh, "events", columns, iter([(new_seq + 1, *row[1:])])):
             continue
         new_seq += 1
         for name, cursor in cursors.items():
@@ -97,8 +100,9 @@ def copy_events(old: Any, fresh: Any) -> tuple[int, int]:
                 moved[name] = new_seq
         if row[0] in refused:
             refused[row[0]] = new_seq
-    for name, _, *rest in read_rows(old, "SELECT name, cursor, settled, last_success_at_ns FROM destinations"):
-        copy_rows(fresh, "destinations", iter([(name, moved[name], *rest)]))
+    for row in read_rows(old, "SELECT name, cursor, settled, last_success_at_ns FROM destinations"):
+        copied = iter([(row[0], moved[row[0]], *row[2:])])
+        copy_rows(fresh, "destinations", "name, cursor, settled, last_success_at_ns", copied)
     copy_quarantine(old, fresh, refused)
     lost = max(0, last - first + 1 - new_seq)
     if lost:
@@ -111,10 +115,12 @@ def copy_quarantine(old: Any, fresh: Any, moved: dict[int, int]) -> None:
     """Entries under the new numbers of their events; those whose event is not there any more count down from -1."""
     last = next(read_rows(old, "SELECT max(rowid) FROM quarantine"), (None,))[0] or 0
     gone_seq = 0
-    for name, seq, *rest in read_spans(old, "SELECT * FROM quarantine WHERE rowid BETWEEN ? AND ?", 1, last):
+    columns = shared_columns(old, fresh, "quarantine")
+    query = f"SELECT {columns} FROM quarantine WHERE rowid BETWEEN ? AND ?"
+    for name, seq, *rest in read_spans(old, query, 1, last):
         if not (new_seq := moved.get(seq, 0)):
             new_seq = gone_seq = gone_seq - 1
-        copy_rows(fresh, "quarantine", iter([(name, new_seq, *rest)]))
+        copy_rows(fresh, "quarantine", columns, iter([(name, new_seq, *rest)]))
 
 
 def read_spans(old: Any, query: str, first: int, last: int) -> Iterator[tuple[Any, ...]]:
@@ -136,13 +142,21 @@ def read_rows(old: Any, query: str, values: tuple[object, ...] = ()) -> Iterator
         return
 
 
-def copy_rows(fresh: Any, table: str, rows: Iterator[tuple[Any, ...]]) -> int:
+def shared_columns(old: Any, fresh: Any, table: str) -> str:
+    """The columns of *table* that both have, in the new one's order: the damaged file may be of an older kmd."""
+    query = f"SELECT name FROM pragma_table_info('{table}')"
+    known = {name for (name,) in read_rows(old, query)}
+    names = [name for (name,) in fresh.execute(query)]
+    return ", ".join([name for name in names if name in known] or names)
+
+
+def copy_rows(fresh: Any, table: str, columns: str, rows: Iterator[tuple[Any, ...]]) -> int:
     """Insert rows as they are; one that the damage has made impossible is left out. Returns how many went in."""
     copied = 0
     for row in rows:
         try:
             marks = ", ".join("?" * len(row))
-            copied += fresh.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", row).rowcount
+            copied += fresh.execute(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", row).rowcount
         except pysqlite3.Error:
             continue
     return copied

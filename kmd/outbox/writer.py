@@ -8,7 +8,8 @@ import trio
 
 from kmd.errors import OutboxCorrupt, OutboxError, OutboxFull
 from kmd.mcp.row import SessionStart
-from kmd.outbox.outbox import Intake, KnownSession, Outbox
+from kmd.outbox.outbox import Intake, Outbox
+from kmd.outbox.sessions import KnownSession
 
 GROUP_MAX = 256
 """Connections whose intakes share a commit; each brings at most one at a time."""

@@ -8,7 +8,7 @@ an event leaves the queue by a receipt, or alone, refused by name, into quaranti
 import random
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -18,16 +18,30 @@ import trio
 
 from kmd.config import Config, Destination
 from kmd.errors import OutboxError, ServerUnreachable
-from kmd.mcp.row import Row
+from kmd.mcp.row import Row, SessionEnd
 from kmd.outbox.outbox import DestinationRow, Outbox
 from kmd.sync.answer import Action, Answer, Reply, judge_answer
 from kmd.sync.backoff import PAUSE_S, delay_s
-from kmd.sync.plan import PROBE_MAX_EVENTS, Suspect, narrow, plan_batch, render_batch, widen
+from kmd.sync.course import Course, mark_of, parse_course, render_course
+from kmd.sync.plan import (
+    PROBE_MAX_EVENTS,
+    Limit,
+    Suspect,
+    learn_refused,
+    learn_taken,
+    limit_events,
+    narrow,
+    plan_batch,
+    render_batch,
+    widen,
+)
 from kmd.sync.transport import CODECS, Transport, encode
 from kmd.wire import Status
 
 GATHER_S = 0.25
 """After the first new event: how long others may join its batch."""
+ENDS_MAX = 500
+"""Ends of sessions that one batch tells."""
 
 log = structlog.get_logger(__name__)
 
@@ -64,10 +78,12 @@ class DestinationLoop:
         self.destination = destination
         self.state = State.IDLE
         self.cursor = row.cursor
+        self.ends_cursor = row.ends_cursor
         self.settled = row.settled
         self.last_success_at_ns = row.last_success_at_ns
-        self.last_error = ""
-        self.hint = ""
+        self.course = parse_course(row.course, mark_of(destination.url, destination.key))
+        self.last_error = self.course.error
+        self.hint = self.course.hint
         self.tries = 0
         self._next_attempt_at: float | None = None
         self._config = config
@@ -76,11 +92,13 @@ class DestinationLoop:
         self._sender = sender
         self._wake = trio.Event()
         self._settled_something = trio.Event()
-        self._attempt = 0
+        self._attempt = self.course.attempt
         self._failures = 0
         self._suspect: Suspect | None = None
-        self._codec = 0
+        self._codec = max(0, CODECS.index(self.course.codec)) if self.course.codec in CODECS else 0
+        self._limit = self.course.limit
         self._hurry = False
+        self._told: dict[str, int] = {}
 
     @property
     def pending(self) -> int:
@@ -99,6 +117,11 @@ class DestinationLoop:
             return None
         return max(0.0, self._next_attempt_at - trio.current_time())
 
+    @property
+    def owes_ends(self) -> bool:
+        """Whether sessions have ended that the destination may not know of."""
+        return self._outbox.last_end_seq > self.ends_cursor
+
     def notice(self) -> None:
         """New events are there; a loop that backs off goes on backing off."""
         if self.state is State.IDLE:
@@ -116,8 +139,9 @@ class DestinationLoop:
     async def run(self) -> None:
         """Send for ever; cancelled from outside."""
         async with self.open_transport() as transport:
+            await self._resume()
             while True:
-                if not self.pending:
+                if not self.pending and not self.owes_ends:
                     self._rest(State.IDLE, None)
                     await self._wait(None)
                     if not self._hurry:
@@ -128,6 +152,12 @@ class DestinationLoop:
                 if wait_s:
                     await self._wait(wait_s)
                     self._hurry = False
+
+    async def _resume(self) -> None:
+        """Go on where the kmd before this one stopped: what it waited for is waited for."""
+        if wait_s := self.course.wait_s(time.time()):
+            self._rest(State.PAUSED if self.course.is_paused else State.RETRYING, wait_s)
+            await self._wait(wait_s)
 
     def open_transport(self) -> Transport:
         """A connection of its own to the destination; a context manager."""
@@ -151,26 +181,27 @@ class DestinationLoop:
         self.settled += await trio.to_thread.run_sync(remove, limiter=self._writer_limiter)
 
     async def _try(self, transport: Transport) -> float:
-        """One batch. Returns how long to wait before the next."""
+        """One batch; the ends of sessions when no event waits. Returns how long to wait before the next."""
         self.state = State.SENDING
         self._wake = trio.Event()  # what has come so far is sent now, and must not cut the next pause short
         try:
+            if not self.pending:
+                return await self._tell_ends(transport)
             rows = await self._next_rows()
             if not rows:
                 return 0.0
             answer = await self._send(transport, rows)
             return await self._act(transport, answer, rows)
-        except ServerUnreachable as exc:
-            return self._retry(Answer(Action.RETRY, str(exc), exc.hint))
-        except OutboxError as exc:
-            return self._retry(Answer(Action.RETRY, str(exc), exc.hint))
+        except (ServerUnreachable, OutboxError) as exc:
+            return await self._retry(Answer(Action.RETRY, str(exc), exc.hint))
         finally:
             self.tries += 1
             self._settled_something.set()
             self._settled_something = trio.Event()
 
     async def _next_rows(self) -> Sequence[Row]:
-        limit = self._config.batch_events if not self._attempt else min(PROBE_MAX_EVENTS, self._config.batch_events)
+        limit = limit_events(self._limit, self._config.batch_events)
+        limit = min(PROBE_MAX_EVENTS, limit) if self._attempt else limit
         rows = await trio.to_thread.run_sync(self._outbox.read_events, self.cursor, limit, self._config.batch_bytes)
         return plan_batch(rows, self._suspect)
 
@@ -180,11 +211,13 @@ class DestinationLoop:
         self._failures = self._failures + 1 if reply.status == 500 else 0
         return answer
 
-    async def _post(self, transport: Transport, rows: Sequence[Row]) -> tuple[str, Reply]:
+    async def _post(
+        self, transport: Transport, rows: Sequence[Row], ends: Sequence[SessionEnd] = ()
+    ) -> tuple[str, Reply]:
         """One POST of *rows*: the batch's name, and what came back."""
         batch_id = uuid.uuid4().hex
         codec = CODECS[self._codec]
-        body = await trio.to_thread.run_sync(self._render, rows, batch_id, codec)
+        body = await trio.to_thread.run_sync(self._render, rows, ends, batch_id, codec)
         return batch_id, await transport.post(body, codec, self._config.timeout_s)
 
     def _recode(self) -> bool:
@@ -194,9 +227,35 @@ class DestinationLoop:
         self._codec += 1
         return True
 
-    def _render(self, rows: Sequence[Row], batch_id: str, codec: str) -> bytes:
+    def _render(self, rows: Sequence[Row], ends: Sequence[SessionEnd], batch_id: str, codec: str) -> bytes:
         lost = self._outbox.read_lost_events()
-        return encode(render_batch(rows, batch_id, self._sender.user_agent, self._sender.host, lost), codec)
+        return encode(render_batch(rows, batch_id, self._sender.user_agent, self._sender.host, lost, ends), codec)
+
+    async def _tell_ends(self, transport: Transport) -> float:
+        """Tell which sessions have ended, those left out whose last batch of events has said so."""
+        until = self._outbox.last_end_seq
+        found = await trio.to_thread.run_sync(self._outbox.read_ends, self.ends_cursor, ENDS_MAX)
+        until = found[-1].end_seq if len(found) == ENDS_MAX else max([until, *(end.end_seq for end in found)])
+        ends = [end for end in found if self._told.get(end.start.session) != end.ended_at_ns]
+        if ends:
+            batch_id, reply = await self._post(transport, [], ends)
+            answer = judge_answer(reply, batch_id, 0, 0, time.time())
+            match answer.action:
+                case Action.RETRY:
+                    return await self._retry(answer)
+                case Action.RECODE if self._recode():
+                    return 0.0
+                case Action.PAUSE | Action.RECODE:
+                    return await self._pause(answer)
+                case Action.SPLIT:  # no event hangs on it
+                    log.warning("ends of sessions were refused", destination=self.destination.name, error=answer.error)
+                case Action.SETTLE:
+                    pass
+        await self._run_writing(partial(self._outbox.settle_ends, self.destination.name, until, time.time_ns()))
+        self.ends_cursor = until
+        self._told.clear()
+        await self._recover()
+        return 0.0
 
     async def _act(self, transport: Transport, answer: Answer, rows: Sequence[Row]) -> float:
         match answer.action:
@@ -206,6 +265,8 @@ class DestinationLoop:
                 again = sum(verdict.status is Status.DUPLICATE for verdict in answer.verdicts)
                 if again:
                     log.info("the server had some events already", destination=self.destination.name, events=again)
+                configured = self._config.batch_events
+                self._limit = learn_taken(self._limit, self._suspect, rows[-1].seq, len(rows), configured)
                 await self._settle(rows, refused)
                 return 0.0
             case Action.SPLIT:
@@ -213,9 +274,9 @@ class DestinationLoop:
             case Action.RECODE if self._recode():
                 return 0.0
             case Action.RECODE | Action.PAUSE:
-                return self._pause(answer)
+                return await self._pause(answer)
             case Action.RETRY:
-                return self._retry(answer)
+                return await self._retry(answer)
 
     async def _split(self, transport: Transport, answer: Answer, rows: Sequence[Row]) -> float:
         """
@@ -223,6 +284,9 @@ class DestinationLoop:
         a batch without events: else it refuses everything, and no event is to blame.
         """
         self._failures = 0
+        if self._suspect is None and (limit := learn_refused(self._limit, len(rows))):
+            self._limit = limit
+            return 0.0
         self._suspect = narrow(rows)
         if self._suspect is not None:
             return 0.0
@@ -233,43 +297,73 @@ class DestinationLoop:
                 await self._settle(rows, {rows[0].seq: answer.error})
                 return 0.0
             case Action.RETRY:
-                return self._retry(empty)
+                return await self._retry(empty)
             case _:
                 error = f"{answer.error}, and to a batch without events, too"
-                return self._pause(Answer(Action.PAUSE, error, empty.hint or "is the URL that of a km-server?"))
+                return await self._pause(Answer(Action.PAUSE, error, empty.hint or "is the URL that of a km-server?"))
 
     async def _settle(self, rows: Sequence[Row], refused: dict[int, str]) -> None:
         seqs = [row.seq for row in rows]
         now_ns = time.time_ns()
         name = self.destination.name
-        await trio.to_thread.run_sync(self._outbox.settle, name, seqs, refused, now_ns, limiter=self._writer_limiter)
+        await self._run_writing(partial(self._outbox.settle, name, seqs, refused, now_ns))
         self.cursor = seqs[-1]
         self.settled += len(seqs) - len(refused)
         self.last_success_at_ns = now_ns
-        self._suspect = widen(self._suspect, self.cursor)
-        if self.last_error and not refused:
-            log.info("destination is well again", destination=name)
+        self._suspect = widen(self._suspect, self.cursor, len(seqs))
+        self._told |= {row.session.session: row.ended_at_ns for row in rows if row.ended_at_ns is not None}
         if refused:
             log.warning("events were refused and kept aside", destination=name, events=len(refused))
+        await self._recover()
+
+    async def _recover(self) -> None:
+        """The destination has answered as it should."""
+        if self.last_error:
+            log.info("destination is well again", destination=self.destination.name)
         self.last_error = self.hint = ""
         self._attempt = self._failures = 0
+        await self._keep_course()
 
-    def _retry(self, answer: Answer) -> float:
+    async def _retry(self, answer: Answer) -> float:
         wait_s = delay_s(self._attempt, rand=random.random, retry_after_s=answer.retry_after_s)
-        self._attempt += 1
-        self._trouble(State.RETRYING, answer, wait_s)
+        await self._trouble(State.RETRYING, answer, wait_s)
         return wait_s
 
-    def _pause(self, answer: Answer) -> float:
-        self._attempt += 1
-        self._trouble(State.PAUSED, answer, PAUSE_S)
+    async def _pause(self, answer: Answer) -> float:
+        await self._trouble(State.PAUSED, answer, PAUSE_S)
         return PAUSE_S
 
-    def _trouble(self, state: State, answer: Answer, wait_s: float) -> None:
+    async def _trouble(self, state: State, answer: Answer, wait_s: float) -> None:
+        self._attempt += 1
         if answer.error != self.last_error:
             log.warning("cannot deliver", destination=self.destination.name, state=state, error=answer.error)
         self.last_error, self.hint = answer.error, answer.hint
         self._rest(state, wait_s)
+        await self._keep_course(wait_s)
+
+    async def _keep_course(self, wait_s: float = 0.0) -> None:
+        """Write down what a restart must not forget, if it is new. A disk that is full must not stop the sending."""
+        course = Course(
+            mark=self.course.mark,
+            attempt=self._attempt,
+            next_attempt_at_s=time.time() + wait_s if wait_s else 0.0,
+            is_paused=self.state is State.PAUSED,
+            codec=CODECS[self._codec] if self._codec else "",
+            limit=Limit(self._limit.events, self._limit.known),
+            error=self.last_error,
+            hint=self.hint,
+        )
+        if course == self.course:
+            return
+        self.course = course
+        try:
+            await self._run_writing(partial(self._outbox.keep_course, self.destination.name, render_course(course)))
+        except OutboxError as exc:
+            log.debug("a destination's course was not kept", destination=self.destination.name, error=str(exc))
+
+    async def _run_writing(self, work: Callable[[], None]) -> None:
+        """Do *work* where commits run, one at a time. Raises OutboxError."""
+        await trio.to_thread.run_sync(work, limiter=self._writer_limiter)
 
     def _rest(self, state: State, wait_s: float | None) -> None:
         self.state = state

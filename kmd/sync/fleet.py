@@ -1,5 +1,7 @@
 """All destinations: started from the configuration, started anew when it changes, asked together."""
 
+from dataclasses import replace
+
 import structlog
 import trio
 
@@ -25,6 +27,7 @@ class Fleet:
         self._nursery = nursery
         self._running: dict[str, tuple[DestinationLoop, trio.CancelScope]] = {}
         self._one_at_a_time = trio.Lock()
+        self._is_first = True
 
     @property
     def loops(self) -> list[DestinationLoop]:
@@ -40,7 +43,9 @@ class Fleet:
         Run exactly the destinations of *config*. One that is new starts with the oldest event that is kept.
 
         The old ones stay listed until the new ones are there: without them everything would seem to be settled.
+        When the configuration is read again nothing is waited for that was waited for before: somebody has acted.
         """
+        is_first, self._is_first = self._is_first, False
         async with self._one_at_a_time:
             for _, scope in self._running.values():
                 scope.cancel()
@@ -49,6 +54,7 @@ class Fleet:
                 row = await trio.to_thread.run_sync(
                     self._outbox.open_destination, destination.name, limiter=self._writer_limiter
                 )
+                row = row if is_first else replace(row, course="")
                 loop = DestinationLoop(destination, config, self._outbox, row, self._writer_limiter, self._sender)
                 running[destination.name] = loop, trio.CancelScope()
             self._running = running

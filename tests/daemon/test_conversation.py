@@ -101,16 +101,17 @@ def test_ending_anywhere_and_going_on_from_what_is_settled_stores_every_message_
 ) -> None:
     session = Play(random, ids_are_reused=True).run(steps)
     stored: dict[Name, Message] = {}
-    durable, rest = dict.fromkeys(Stream, 0), session.kept
+    durable, rest, opened = dict.fromkeys(Stream, 0), session.kept, set[Name]()
     for end in [*ends, None]:
         conversation = Conversation(durable, NO_CAP)
-        conversation.restore(stored.values())
+        conversation.restore(stored[place] for place in sorted(opened, key=list(stored).index))
         messages = follow(conversation, rest if end is None else rest[: int(end * len(rest))])
         if end is None:
             messages += conversation.finish({})
         for message in messages:
             stored.setdefault(name(message), message)
         durable = {stream: conversation.settled(stream) for stream in Stream}
+        opened = {(stream, *position) for stream, found in conversation.open_positions().items() for position in found}
         rest = resend(session.kept, durable)
     assert rest == []
     check_whole(session, list(stored.values()))

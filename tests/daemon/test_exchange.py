@@ -2,9 +2,10 @@
 
 from itertools import count
 
+import msgspec
 import pytest
 
-from kmd.mcp.exchange import OPEN_MAX, PARKED_MAX, Exchanges
+from kmd.mcp.exchange import OPEN_MAX, OPEN_REMEMBERED, PARKED_MAX, Exchanges
 from kmd.mcp.message import Message
 from kmd.mcp.names import Kind, Outcome, Stream
 
@@ -159,10 +160,26 @@ def test_an_error_to_the_discovery_of_the_era_is_no_failure() -> None:
     assert answered.outcome is Outcome.PROBE
 
 
-def test_requests_known_from_before_a_restart_are_answered_and_answered_ones_are_not_open() -> None:
+def test_a_request_known_from_before_a_restart_is_answered() -> None:
     exchanges = Exchanges()
-    for message in (request("1"), request("2"), answer("1")):
-        exchanges.restore(message)
+    exchanges.restore(request("2"))
     assert exchanges.open_count == 1
     (answered,) = exchanges.observe(answer("2", at_ns=40))
     assert answered.took_ns == 40
+
+
+def test_open_positions_are_those_of_the_newest_unanswered_requests_oldest_first() -> None:
+    exchanges = Exchanges()
+    for number in range(OPEN_REMEMBERED + 9):
+        exchanges.observe(msgspec.structs.replace(request(f"{number}"), offset=number * 10))
+    exchanges.observe(answer(f"{OPEN_REMEMBERED}"))
+    positions = exchanges.open_positions(Stream.TO_SERVER)
+    assert positions == [(n * 10, 0) for n in range(8, OPEN_REMEMBERED + 9) if n != OPEN_REMEMBERED]
+    assert exchanges.open_positions(Stream.TO_CLIENT) == []
+
+
+def test_an_unanswered_request_whose_id_is_used_again_keeps_its_position() -> None:
+    exchanges = Exchanges()
+    for offset in (5, 70):
+        exchanges.observe(msgspec.structs.replace(request("1"), offset=offset, at_ns=offset))
+    assert exchanges.open_positions(Stream.TO_SERVER) == [(5, 0), (70, 0)]

@@ -13,8 +13,8 @@ from kmd.outbox.outbox import Intake, Outbox
 from kmd.outbox.repair import LOST
 from kmd.sync.plan import render_batch
 from kmd.wire import Batch
+from tests.daemon.rig import rig
 from tests.daemon.rows import START, message, row
-from tests.daemon.test_destination import rig
 from tests.support.misbehaving import misbehaving
 
 

@@ -119,11 +119,41 @@ def test_a_commit_that_fails_in_the_middle_leaves_nothing_and_the_next_one_works
     assert (offsets(outbox), outbox.last_seq) == ([0], 1)
 
 
-def test_a_session_that_comes_back_knows_its_last_messages_without_payloads(outbox: Outbox) -> None:
-    store(outbox, message(0, b"secret"), message(10, b"secret"), durable=20)
-    store(outbox, message(0), start=OTHER, durable=1)
-    recent = outbox.open_session(START).recent
-    assert [(known.offset, known.payload) for known in recent] == [(0, None), (10, None)]
+def test_a_session_that_comes_back_knows_its_open_requests_without_payloads(outbox: Outbox) -> None:
+    session_id = outbox.open_session(START).session_id
+    messages = [message(0, b"secret"), message(10), message(10, index=3), message(10, stream=Stream.TO_CLIENT)]
+    durable = dict.fromkeys(Stream, 20)
+    open_requests = {Stream.TO_SERVER: [(10, 3), (0, 0), (999, 0)], Stream.TO_CLIENT: [(10, 0)]}
+    outbox.commit([Intake(session_id, messages, durable, open_requests=open_requests)])
+    store(outbox, message(0), message(10), start=OTHER, durable=1)
+    known = outbox.open_session(START).open_requests
+    assert [(m.stream, m.offset, m.index, m.payload) for m in known] == [
+        (Stream.TO_SERVER, 0, 0, None),
+        (Stream.TO_SERVER, 10, 3, None),
+        (Stream.TO_CLIENT, 10, 0, None),
+    ]
+    outbox.commit([Intake(session_id, [], durable, open_requests={Stream.TO_SERVER: [(10, 3)]})])
+    assert [known.index for known in outbox.open_session(START).open_requests] == [3]
+
+
+def test_ends_are_numbered_in_their_order_and_a_session_that_ends_again_comes_again(outbox: Outbox) -> None:
+    def end(start: SessionStart, at_ns: int) -> None:
+        session_id = outbox.open_session(start).session_id
+        outbox.commit([Intake(session_id, [], {}, ended_at_ns=at_ns, closed_first="client")])
+
+    assert outbox.read_ends(0, 10) == []
+    end(OTHER, 50)
+    end(START, 60)
+    ends = outbox.read_ends(0, 10)
+    assert [(end.start, end.ended_at_ns, end.closed_first) for end in ends] == [
+        (OTHER, 50, "client"),
+        (START, 60, "client"),
+    ]
+    assert outbox.read_ends(ends[0].end_seq, 10) == ends[1:]
+    outbox.open_session(OTHER)
+    assert outbox.read_ends(0, 10) == ends[1:]
+    end(OTHER, 70)
+    assert [end.start for end in outbox.read_ends(ends[1].end_seq, 10)] == [OTHER]
 
 
 def test_the_end_and_the_gaps_of_a_session_are_kept_and_a_new_start_reopens_it(outbox: Outbox) -> None:

@@ -13,6 +13,8 @@ from tests.support.processes import Running, ask, read_status, running_kmd, star
 from tests.support.raw_relay import RawRelay, connected, render_hello, session_name
 
 NUMBERS = count(1)
+LATELY_NS = 1_800_000_000_000_000_000
+"""Not so long ago that the bound on age takes it."""
 LINE = b'{"jsonrpc":"2.0","id":%d,"method":"ping"}\n'
 
 
@@ -136,6 +138,27 @@ def test_a_request_from_before_a_reconnection_still_gets_its_answer(home: Path, 
         relay.data(1, 0, b'{"id":5,"result":{}}\n', at_ns=4_000)
         relay.wait_acked(0, 21)
     assert events(home, session)[-1]["took_ns"] == 3_000
+
+
+def test_a_request_from_long_before_kmd_was_killed_still_gets_its_answer(tmp_path: Path) -> None:
+    home, session = tmp_path / "home", session_name(1)
+    noise = (LINE % 1 + b'{"id":1,"method":"back"}\n', b'{"id":1,"result":{}}\n' * 2)
+    kmd = start_kmd(home)
+    with connected(home, session) as relay:
+        relay.data(0, 0, LINE % 5, at_ns=LATELY_NS)
+        start = len(LINE % 5)
+        sizes = [len(noise[0]) * 1500, len(noise[1]) * 1500]
+        for number in range(0, 1500, 100):
+            for stream, begin in ((0, start), (1, 0)):
+                relay.data(stream, begin + number * len(noise[stream]), noise[stream] * 100, at_ns=LATELY_NS + 1)
+        relay.wait_acked(start + sizes[0], sizes[1])
+        kmd.stop(signal.SIGKILL)
+    with running_kmd(home), connected(home, session) as relay:
+        assert relay.acked == (start + sizes[0], sizes[1], 0)
+        relay.data(1, sizes[1], b'{"id":5,"result":{}}\n', at_ns=LATELY_NS + 3_000)
+        relay.wait_acked(0, sizes[1] + 21)
+        answered = ask(home, {"op": "tail", "limit": 1})[0]["event"]
+        assert (answered["method"], answered["took_ns"]) == ("ping", 3_000)
 
 
 def test_a_gap_is_counted_and_what_stands_around_it_is_whole(home: Path, session: str) -> None:

@@ -50,6 +50,7 @@ class BoundedSession(Session, frozen=True, kw_only=True):
     started_at_ns: Count = 0
     ended_at_ns: Count | None = None
     host: Detail = ""
+    closed_first: Detail = ""
 
 
 class BoundedEvent(Event, frozen=True, kw_only=True):
