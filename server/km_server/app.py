@@ -2,8 +2,12 @@
 
 import asyncio
 import signal
+import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
@@ -11,15 +15,23 @@ from aiohttp import web
 from km_server.api import health
 from km_server.api import routes as api
 from km_server.config import ServerConfig, read_version
-from km_server.context import CONFIG, STORE
-from km_server.errors import AddressError
+from km_server.connections import Door, Factory
+from km_server.context import BODIES, CONFIG, DOOR, EVENT_RATE, METRICS, PROXIES, REQUEST_RATE, STORE
+from km_server.errors import AddressError, ConfigError
 from km_server.ingest import routes as ingest
-from km_server.ingest.body import PACKED_MAX_BYTES
+from km_server.limits import BodyBudget, Rate, RateLimiter
+from km_server.metrics import Metrics
 from km_server.middleware import add_headers, answer_errors
+from km_server.proxies import Proxies
 from km_server.store.sqlite import linked_version, open_store
 
-SHUTDOWN_S = 5.0
-"""For requests that are being answered when the signal comes."""
+CLOSING_S = 2.0
+"""For the last bytes of answers once every request is answered, and for those that never end by themselves."""
+
+BACKLOG = 1024
+"""Connections that wait to be accepted: many senders come back at once after a restart."""
+
+TLS_HANDSHAKE_S = 20.0
 
 SWITCH_INTERVAL_S = 0.0005
 """A busy thread keeps the interpreter's lock this long. Python's 5 ms would be paid by each SQLite step."""
@@ -27,54 +39,138 @@ SWITCH_INTERVAL_S = 0.0005
 log = structlog.get_logger("km_server")
 
 
-def create_app(config: ServerConfig) -> web.Application:
+@dataclass(slots=True)
+class Rates:
+    """The rates of all keys; workers that were forked share them."""
+
+    requests: RateLimiter
+    events: RateLimiter
+
+    @classmethod
+    def of(cls, config: ServerConfig) -> "Rates":
+        return cls(
+            RateLimiter(Rate(config.rate_requests_per_s, config.rate_requests_burst)),
+            RateLimiter(Rate(config.rate_events_per_s, config.rate_events_burst)),
+        )
+
+
+def create_app(config: ServerConfig, rates: Rates | None = None) -> web.Application:
     """Wire routes and lifetimes; opens nothing before start-up."""
 
     async def store_ctx(app: web.Application) -> AsyncIterator[None]:
         async with open_store(config.database_url) as app[STORE]:
             yield
 
-    app = web.Application(middlewares=[answer_errors], client_max_size=PACKED_MAX_BYTES)
+    rates = rates or Rates.of(config)
+    app = web.Application(middlewares=[answer_errors], client_max_size=config.max_body_bytes)
     app[CONFIG] = config
+    app[METRICS] = Metrics()
+    app[PROXIES] = Proxies.parse(config.trusted_proxies)
+    app[BODIES] = BodyBudget(config.max_in_flight_bytes)
+    app[DOOR] = Door(config, app[METRICS])
+    app[REQUEST_RATE], app[EVENT_RATE] = rates.requests, rates.events
     app.cleanup_ctx.append(store_ctx)
     app.on_response_prepare.append(add_headers)
     app.add_routes([*ingest.ROUTES, *api.ROUTES, *health.ROUTES])
     return app
 
 
-async def serve(config: ServerConfig, announce: Callable[[str], None]) -> None:
+async def serve(config: ServerConfig, listening: socket.socket, announce: Callable[[], None], rates: Rates) -> None:
     """
-    Serve until SIGTERM or SIGINT. `announce` gets the server's URL once it listens.
+    Serve on a bound socket until SIGTERM or SIGINT. `announce` is called once requests are taken.
 
-    Raises StoreError: the database cannot be opened. AddressError: nobody can listen there.
+    Raises StoreError: the database cannot be opened. ConfigError: the certificate cannot be used.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    # Bodies stay packed until our own bounds have looked at them (ingest.body).
-    runner = web.AppRunner(create_app(config), access_log=None, shutdown_timeout=SHUTDOWN_S, auto_decompress=False)
-    try:
-        await runner.setup()
-        url = await listen(runner, config)
-        log.info("started", url=url, version=read_version(), sqlite=linked_version())
-        announce(url)
+    async with serving(create_app(config, rates), listening):
+        log.info("started", version=read_version(), sqlite=linked_version())
+        announce()
         await stop.wait()
         log.info("stopping")
+    log.info("stopped")
+
+
+@asynccontextmanager
+async def serving(app: web.Application, listening: socket.socket) -> AsyncIterator[None]:
+    """
+    Take requests inside the block. At its end no new connection is taken, requests under way are answered
+    within the configured time, and the store is closed.
+    """
+    config, door = app[CONFIG], app[DOOR]
+    tls = load_tls(config)
+    runner = web.AppRunner(app, shutdown_timeout=CLOSING_S)
+    try:
+        await runner.setup()
+        if runner.server is None:
+            raise RuntimeError("the runner is not set up")
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            Factory(runner.server, door, loop),
+            sock=listening,
+            ssl=tls,
+            backlog=BACKLOG,
+            ssl_handshake_timeout=TLS_HANDSHAKE_S if tls else None,
+        )
+        try:
+            yield
+        finally:
+            server.close()
+            await drain(door, config.shutdown_timeout_s)
     finally:
         await runner.cleanup()
 
 
-async def listen(runner: web.AppRunner, config: ServerConfig) -> str:
-    """Bind and listen. Returns the URL. Raises AddressError."""
+async def drain(door: Door, timeout_s: float) -> None:
+    """Wait until every request is answered, *timeout_s* at most."""
+    door.draining.set()
+    if not door.busy:
+        return
+    log.info("draining", requests=door.busy)
     try:
-        await web.TCPSite(runner, config.host, config.port).start()
-    except (OSError, OverflowError) as exc:
+        async with asyncio.timeout(timeout_s):
+            await door.idle.wait()
+    except TimeoutError:
+        log.warning("cut_off", requests=door.busy)
+
+
+def load_tls(config: ServerConfig) -> ssl.SSLContext | None:
+    """The server's certificate; None when it serves plain HTTP. Raises ConfigError."""
+    if not config.tls_cert:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # the empty password: a prompt would hang a service
+        context.load_cert_chain(config.tls_cert, config.tls_key or None, password=str)
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError) else "no such pair"
+        raise ConfigError(
+            f"the TLS certificate cannot be used: {reason or type(exc).__name__}",
+            hint="check --tls-cert and --tls-key: PEM files that belong together, the key without a password",
+        ) from None
+    return context
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """A bound socket. Raises AddressError."""
+    try:
+        places = socket.getaddrinfo(config.host or None, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = places[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except (OSError, OverflowError, UnicodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
         raise AddressError(
             f"cannot listen on {config.host}:{config.port}: {reason}",
             hint="choose another --host or --port (0 takes a free one)",
         ) from exc
-    host, port = runner.addresses[0][:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def describe_url(config: ServerConfig, listening: socket.socket) -> str:
+    """Where the server can be reached from this machine."""
+    host, port = listening.getsockname()[:2]
+    scheme = "https" if config.tls_cert else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

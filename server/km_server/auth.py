@@ -1,37 +1,24 @@
 """
-API keys: made, recognised, and the only way to a tenant's part of the store.
+API keys: recognised, and the only way to a tenant's part of the store.
 
-A key is `km_` and 256 random bits. Stored is its SHA-256: a fast hash is enough for a secret that nobody can
-guess. `guarded` hands a handler the store of the key's tenant, so a handler without a key has no store.
+`guarded` hands a handler the store of the key's tenant, so a handler without a key has no store.
 """
 
-import hashlib
 import hmac
+import time
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from km_server.context import STORE
+from km_server.config import ServerConfig
+from km_server.context import CONFIG, KEY, LIMIT_HEADERS, REQUEST_RATE, STORE
 from km_server.errors import ApiError
+from km_server.key_text import KEY_MAX_CHARS, KEY_PREFIX, digest_key
+from km_server.limits import too_many
 from km_server.store.protocol import ApiKey, Scope, Store, TenantStore
-
-KEY_PREFIX = "km_"
-KEY_BYTES = 32
-KEY_MAX_CHARS = 256
-"""Nothing longer is worth hashing."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 TenantHandler = Callable[[web.Request, TenantStore], Awaitable[web.StreamResponse]]
-
-
-def make_key(secret: str) -> str:
-    """The text of a key. Takes `secrets.token_urlsafe(KEY_BYTES)`."""
-    return KEY_PREFIX + secret
-
-
-def digest_key(key: str) -> bytes:
-    """What is stored of a key."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def parse_bearer(header: str | None) -> str:
@@ -73,11 +60,34 @@ def unauthorized(code: str, message: str) -> ApiError:
 
 
 def guarded(scope: Scope, handler: TenantHandler) -> Handler:
-    """*handler* behind a key with *scope*; it gets the store of the key's tenant."""
+    """*handler* behind a key with *scope* and its rate; it gets the store of the key's tenant."""
 
     async def guard(request: web.Request) -> web.StreamResponse:
+        request[LIMIT_HEADERS] = describe_limits(request.app[CONFIG])
         store = request.app[STORE]
         key = await authenticate(store, request.headers.get("Authorization"), scope)
+        request[KEY] = key
+        charge(request, key)
         return await handler(request, store.bind(key.tenant))
 
     return guard
+
+
+def charge(request: web.Request, key: ApiKey) -> None:
+    """Count the request against its key's rate. Raises ApiError 429."""
+    grant = request.app[REQUEST_RATE].ask(key.id, time.monotonic())
+    if grant is None:
+        return
+    request[LIMIT_HEADERS].update(grant.headers)
+    if grant.wait_s:
+        raise too_many("requests", grant)
+
+
+def describe_limits(config: ServerConfig) -> dict[str, str]:
+    """The bounds that do not depend on what was sent before, as headers."""
+    return {
+        "Km-Limit-Body-Bytes": str(config.max_body_bytes),
+        "Km-Limit-Inflated-Bytes": str(config.max_inflated_bytes),
+        "Km-Limit-Batch-Events": str(config.max_batch_events),
+        "Km-Limit-Event-Bytes": str(config.max_event_bytes),
+    }

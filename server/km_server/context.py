@@ -1,9 +1,24 @@
-"""What the application carries for its handlers, by typed key."""
+"""What the application and a request carry for their handlers, by typed key."""
 
 from aiohttp import web
 
 from km_server.config import ServerConfig
-from km_server.store.protocol import Store
+from km_server.connections import Door
+from km_server.limits import BodyBudget, RateLimiter
+from km_server.metrics import Metrics
+from km_server.proxies import Proxies
+from km_server.store.protocol import ApiKey, Store
 
 CONFIG = web.AppKey("config", ServerConfig)
 STORE: web.AppKey[Store] = web.AppKey("store", Store)
+METRICS = web.AppKey("metrics", Metrics)
+PROXIES = web.AppKey("proxies", Proxies)
+DOOR = web.AppKey("door", Door)
+BODIES = web.AppKey("bodies", BodyBudget)
+REQUEST_RATE = web.AppKey("request_rate", RateLimiter)
+EVENT_RATE = web.AppKey("event_rate", RateLimiter)
+
+REQUEST_ID = web.RequestKey("request_id", str)
+KEY = web.RequestKey("key", ApiKey)
+LIMIT_HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("limit_headers", dict)
+"""The headers that tell a caller its limits; every answer carries them."""

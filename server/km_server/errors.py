@@ -16,6 +16,10 @@ class ServerError(Exception):
         self.hint = hint
 
 
+class ConfigError(ServerError):
+    """The settings cannot be used as they are."""
+
+
 class AddressError(ServerError):
     """The server cannot listen where it was told to."""
 

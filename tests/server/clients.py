@@ -12,10 +12,9 @@ from typing import Any
 
 import httpx
 import msgspec
-from aiohttp import web
 from km_server import app
-from km_server.auth import KEY_BYTES, digest_key, make_key
 from km_server.config import ServerConfig
+from km_server.key_text import KEY_BYTES, digest_key, make_key
 from km_server.store.connection import open_reader
 from km_server.store.driver import sqlite3
 from km_server.store.protocol import Arrival, Scope, Store, Tenant, TenantStore
@@ -141,15 +140,14 @@ def app_in_thread(config: ServerConfig) -> Iterator[str]:
     async def run() -> None:
         stop = asyncio.Event()
         loops.append((asyncio.get_running_loop(), stop))
-        runner = web.AppRunner(app.create_app(config), access_log=None, auto_decompress=False)
+        listening = app.bind(config)
         try:
-            await runner.setup()
-            urls.append(await app.listen(runner, config))
-            started.set()
-            await stop.wait()
+            async with app.serving(app.create_app(config), listening):
+                urls.append(app.describe_url(config, listening))
+                started.set()
+                await stop.wait()
         finally:
             started.set()
-            await runner.cleanup()
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()

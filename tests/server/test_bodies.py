@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import socket
 import time
 import tracemalloc
@@ -17,12 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from km_server.config import ServerConfig
 from km_server.errors import ApiError
-from km_server.ingest.body import Encoding, inflate
+from km_server.ingest.body import RATIO_FREE_BYTES, Encoding, InflationLimit, inflate
 
 from tests.server.clients import WAIT_S, Api, app_in_thread, database_url, make_batch, make_event, open_api
 
 EMPTY = b'{"batch_id": "b"}'
 MIB = 2**20
+LIMIT = InflationLimit(64 * MIB, 100)
 
 
 def pack(encoding: str, body: bytes) -> bytes:
@@ -45,7 +47,7 @@ def test_encodings(api: Api, encoding: str) -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 def test_a_body_may_come_in_several_frames(encoding: str) -> None:
     packed = pack(encoding, EMPTY[:7]) + pack(encoding, EMPTY[7:])
-    assert inflate(Encoding(encoding), packed) == EMPTY
+    assert inflate(Encoding(encoding), packed, LIMIT) == EMPTY
 
 
 @pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, zstd", "x", "\xe9"])
@@ -74,15 +76,34 @@ def test_bombs_are_refused(api: Api, encoding: str) -> None:
     bomb = pack(encoding, b" " * (300 * MIB))
     assert len(bomb) < MIB
     answer = api.post(bomb, Content_Encoding=encoding)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_dense")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_how_dense_a_body_may_be(encoding: str) -> None:
+    """Any density up to what one event may need; beyond it only what is no bomb."""
+    one_event = b"A" * RATIO_FREE_BYTES
+    assert inflate(Encoding(encoding), pack(encoding, one_event), LIMIT) == one_event
+    with pytest.raises(ApiError) as refusal:
+        inflate(Encoding(encoding), pack(encoding, one_event + b"A"), LIMIT)
+    assert refusal.value.code == "too_dense"
+    noise = random.Random(1).randbytes(MIB)
+    loose = pack(encoding, noise + one_event)
+    assert len(inflate(Encoding(encoding), loose, LIMIT)) == len(noise) + len(one_event)
+
+
+def test_a_body_of_countless_empty_members_is_refused_at_once() -> None:
+    with pytest.raises(ApiError) as refusal:
+        inflate(Encoding.GZIP, gzip.compress(b"") * 200_000, LIMIT)
+    assert refusal.value.code == "damaged_body"
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))
 def test_the_bound_itself_is_allowed(encoding: Encoding) -> None:
     body = b"x" * 1000
-    assert inflate(encoding, pack(encoding, body), 1000) == body
+    assert inflate(encoding, pack(encoding, body), InflationLimit(1000, 1)) == body
     with pytest.raises(ApiError) as refusal:
-        inflate(encoding, pack(encoding, body), 999)
+        inflate(encoding, pack(encoding, body), InflationLimit(999, 1))
     assert refusal.value.status == 413
 
 
@@ -92,7 +113,7 @@ def test_a_bomb_is_not_unpacked_beyond_its_bound(encoding: Encoding) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ApiError):
-            inflate(encoding, bomb, MIB)
+            inflate(encoding, bomb, InflationLimit(MIB, 1))
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -104,7 +125,7 @@ def test_a_zstd_frame_cannot_ask_for_any_memory() -> None:
     packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     packed = packer.compress(b"x" * MIB) + packer.flush()
     with pytest.raises(ApiError) as refusal:
-        inflate(Encoding.ZSTD, packed)
+        inflate(Encoding.ZSTD, packed, LIMIT)
     assert refusal.value.status == 400
 
 

@@ -129,12 +129,12 @@ def running_kmd(home: Path) -> Iterator[Running]:
         running.stop()
 
 
-def start_server(database: Path, port: int = 0) -> Running:
-    """Start km-server on a SQLite file; `url` is where it listens."""
+def start_server(database: Path, port: int = 0, extra: tuple[str, ...] = ()) -> Running:
+    """Start km-server on a SQLite file with *extra* flags; `url` is where it listens."""
     log = database.with_suffix(".log")
     with log.open("ab") as stderr:
         process = subprocess.Popen(
-            [command("km-server"), "serve", "--database-url", f"sqlite:///{database}", "--port", str(port)],
+            [command("km-server"), "serve", "--database-url", f"sqlite:///{database}", "--port", str(port), *extra],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,

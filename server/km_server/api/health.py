@@ -9,8 +9,9 @@ import asyncio
 from aiohttp import web
 
 from km_server.config import read_version
-from km_server.context import STORE
+from km_server.context import DOOR, METRICS, STORE
 from km_server.errors import ApiError, StoreError
+from km_server.metrics import CONTENT_TYPE
 
 READY_TIMEOUT_S = 2.0
 """Probes usually give up after a few seconds: answer before."""
@@ -23,6 +24,8 @@ async def get_live(request: web.Request) -> web.Response:
 
 async def get_ready(request: web.Request) -> web.Response:
     """Says whether requests can be served. Raises ApiError 503."""
+    if request.app[DOOR].draining.is_set():
+        raise not_ready("the server is ending")
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
             await request.app[STORE].check()
@@ -38,4 +41,13 @@ def not_ready(message: str) -> ApiError:
     return ApiError(503, "not_ready", message, hint="see the server's log", headers={"Retry-After": "5"})
 
 
-ROUTES = (web.get("/health/live", get_live), web.get("/health/ready", get_ready))
+async def get_metrics(request: web.Request) -> web.Response:
+    """The numbers, for Prometheus."""
+    return web.Response(body=request.app[METRICS].render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+ROUTES = (
+    web.get("/health/live", get_live),
+    web.get("/health/ready", get_ready),
+    web.get("/metrics", get_metrics),
+)

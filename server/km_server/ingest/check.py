@@ -15,12 +15,11 @@ from msgspec import Meta
 
 from km_server.errors import ApiError
 from km_server.store.protocol import Arrival
-from kmd.wire import BATCH_MAX_EVENTS, OFFSET_MAX, SCHEMA, Event, Session, payload_bytes
+from kmd.wire import OFFSET_MAX, SCHEMA, Event, Session, payload_bytes
 
 AHEAD_MAX_NS = 24 * 3600 * 10**9
 """An event's clock may be this far ahead of ours; beyond it, one machine would spoil everyone's time line."""
 
-SESSIONS_MAX = BATCH_MAX_EVENTS
 UNKNOWN_MEMBER = "Invalid enum value"
 """Of all the decoder's sentences this one goes on with the value itself."""
 NUL_ESCAPE = b"\\u0000"
@@ -100,6 +99,14 @@ class SchemaOnly(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class BatchBounds:
+    """How many events (and as many sessions) a batch may hold, and how long one event's JSON may be."""
+
+    max_events: int
+    max_event_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class CheckedBatch:
     """What goes to the store, and for each event of the batch its arrival or the reason against it."""
 
@@ -121,16 +128,16 @@ DECODE_SESSION = msgspec.json.Decoder(BoundedSession)
 DECODE_NAME = msgspec.json.Decoder(NameOnly)
 
 
-def parse_batch(body: bytes, now_ns: int) -> CheckedBatch:
+def parse_batch(body: bytes, now_ns: int, bounds: BatchBounds) -> CheckedBatch:
     """Check the body of a batch. Raises ApiError: 400 when it is none, 413 when it holds too many events."""
     try:
         envelope = DECODE_BATCH.decode(body)
     except (ValueError, RecursionError) as exc:
         raise not_understood(body, exc) from None
-    return check_envelope(envelope, body, now_ns)
+    return check_envelope(envelope, body, now_ns, bounds)
 
 
-def parse_single(body: bytes, now_ns: int) -> CheckedBatch:
+def parse_single(body: bytes, now_ns: int, bounds: BatchBounds) -> CheckedBatch:
     """Check the body of a single event: a batch of one. Raises ApiError 400."""
     try:
         single = DECODE_SINGLE.decode(body)
@@ -139,7 +146,7 @@ def parse_single(body: bytes, now_ns: int) -> CheckedBatch:
     envelope = Envelope(
         schema=single.schema, batch_id=single.batch_id, sessions=(single.session,), events=(single.event,)
     )
-    return check_envelope(envelope, body, now_ns)
+    return check_envelope(envelope, body, now_ns, bounds)
 
 
 def not_understood(body: bytes, error: Exception) -> ApiError:
@@ -166,18 +173,18 @@ def require_schema(schema: int) -> None:
         )
 
 
-def check_envelope(envelope: Envelope, body: bytes, now_ns: int) -> CheckedBatch:
+def check_envelope(envelope: Envelope, body: bytes, now_ns: int, bounds: BatchBounds) -> CheckedBatch:
     """Check what a batch holds; *body* is the JSON that it came from. Raises ApiError."""
     require_schema(envelope.schema)
-    if len(envelope.events) > BATCH_MAX_EVENTS or len(envelope.sessions) > SESSIONS_MAX:
+    if max(len(envelope.events), len(envelope.sessions)) > bounds.max_events:
         raise ApiError(
             413,
             "too_many_events",
-            f"a batch holds at most {BATCH_MAX_EVENTS} events and as many sessions",
+            f"a batch holds at most {bounds.max_events} events and as many sessions",
             hint="send fewer events at once",
         )
     sessions, refused = check_sessions(envelope.sessions)
-    judged = tuple(judge_event(raw, refused, now_ns) for raw in envelope.events)
+    judged = tuple(judge_event(raw, refused, now_ns, bounds) for raw in envelope.events)
     checked = CheckedBatch(envelope.batch_id, sessions, judged)
     return refuse_nuls(checked) if NUL_ESCAPE in body else checked
 
@@ -211,8 +218,10 @@ def decode_bounded(decoder: "msgspec.json.Decoder[T]", raw: msgspec.Raw) -> T | 
         return describe(exc)
 
 
-def judge_event(raw: msgspec.Raw, refused_sessions: dict[str, str], now_ns: int) -> Arrival | str:
+def judge_event(raw: msgspec.Raw, refused_sessions: dict[str, str], now_ns: int, bounds: BatchBounds) -> Arrival | str:
     """The event, ready to be stored, or the reason against it."""
+    if len(memoryview(raw)) > bounds.max_event_bytes:
+        return f"it is over {bounds.max_event_bytes:,} bytes"
     event = decode_bounded(DECODE_EVENT, raw)
     if isinstance(event, str):
         return f"not understood: {event}"

@@ -1,0 +1,99 @@
+"""`km-server keys …`: the keys of all tenants."""
+
+import json
+import re
+import secrets
+from pathlib import Path
+
+import click
+
+from km_server.commands.options import (
+    config_option,
+    echo_table,
+    in_store,
+    json_option,
+    load,
+    render_time,
+    setting_options,
+)
+from km_server.errors import ServerError
+from km_server.key_text import KEY_BYTES, digest_key, make_key
+from km_server.store.protocol import ApiKey, Scope
+
+TENANT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke API keys. Works beside a running server, and takes effect at once."""
+
+
+@keys.command(epilog="Example: km-server keys create --tenant team --scope ingest,read")
+@config_option
+@setting_options("database_url")
+@click.option("--tenant", required=True, help="Whose data the key opens; made when it is new.")
+@click.option("--scope", required=True, help="What the key may do: ingest, read, admin; with commas.")
+def create(config_file: Path | None, database_url: str | None, tenant: str, scope: str) -> None:
+    """Make a key and print it, once: it cannot be shown again."""
+    check_tenant(tenant)
+    scopes = parse_scopes(scope)
+    key = make_key(secrets.token_urlsafe(KEY_BYTES))
+    config = load(config_file, database_url=database_url).config
+    made = in_store(config, lambda store: store.create_key(tenant, digest_key(key), scopes))
+    click.echo(
+        f"key {made.id} of tenant {tenant} may {' and '.join(sorted(scopes))}; keep it, it is shown once:", err=True
+    )
+    click.echo(key)
+
+
+@keys.command("list", epilog="Example: km-server keys list --json")
+@config_option
+@setting_options("database_url")
+@json_option
+def list_command(config_file: Path | None, database_url: str | None, *, as_json: bool) -> None:
+    """Show every key: its id, tenant, scopes and times, never its text."""
+    config = load(config_file, database_url=database_url).config
+    rows = [render_key(key) for key in in_store(config, lambda store: store.list_keys())]
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        echo_table(("id", "tenant", "scopes", "created", "last_used", "revoked"), rows)
+
+
+@keys.command(epilog="Example: km-server keys revoke 3")
+@config_option
+@setting_options("database_url")
+@click.argument("key_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
+def revoke(config_file: Path | None, database_url: str | None, key_id: int) -> None:
+    """Revoke a key for good."""
+    config = load(config_file, database_url=database_url).config
+    if not in_store(config, lambda store: store.revoke_key(key_id)):
+        raise ServerError(f"there is no key {key_id}", hint="see: km-server keys list")
+    click.echo(f"key {key_id} is revoked", err=True)
+
+
+def check_tenant(tenant: str) -> None:
+    """Raises click.BadParameter: a tenant's name is a plain word."""
+    if not TENANT_PATTERN.fullmatch(tenant):
+        raise click.BadParameter("1 to 64 letters, digits, '.', '_' or '-'", param_hint="--tenant")
+
+
+def parse_scopes(text: str) -> frozenset[Scope]:
+    """Scopes with commas between. Raises click.BadParameter."""
+    try:
+        return frozenset(Scope(part.strip()) for part in text.split(","))
+    except ValueError:
+        known = ", ".join(Scope)
+        raise click.BadParameter(f"one or more of {known}, with commas", param_hint="--scope") from None
+
+
+def render_key(key: ApiKey) -> dict[str, str | int | None]:
+    """A key as shown."""
+    return {
+        "id": key.id,
+        "tenant": key.tenant.name,
+        "scopes": ",".join(sorted(key.scopes)),
+        "created": render_time(key.created_at_ns),
+        "last_used": render_time(key.last_used_at_ns),
+        "revoked": render_time(key.revoked_at_ns),
+    }
