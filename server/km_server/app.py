@@ -23,7 +23,7 @@ from km_server.limits import BodyBudget, Rate, RateLimiter
 from km_server.metrics import Metrics
 from km_server.middleware import add_headers, answer_errors
 from km_server.proxies import Proxies
-from km_server.store.sqlite import linked_version, open_store
+from km_server.store.opening import open_store
 
 CLOSING_S = 2.0
 """For the last bytes of answers once every request is answered, and for those that never end by themselves."""
@@ -87,7 +87,7 @@ async def serve(config: ServerConfig, listening: socket.socket, announce: Callab
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with serving(create_app(config, rates), listening):
-        log.info("started", version=read_version(), sqlite=linked_version())
+        log.info("started", version=read_version())
         announce()
         await stop.wait()
         log.info("stopping")

@@ -15,7 +15,8 @@ from km_server.context import CONFIG, KEY, LIMIT_HEADERS, REQUEST_RATE, STORE
 from km_server.errors import ApiError
 from km_server.key_text import KEY_MAX_CHARS, KEY_PREFIX, digest_key
 from km_server.limits import too_many
-from km_server.store.protocol import ApiKey, Scope, Store, TenantStore
+from km_server.store.protocol import Store, TenantStore
+from km_server.store.values import ApiKey, Scope
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 TenantHandler = Callable[[web.Request, TenantStore], Awaitable[web.StreamResponse]]

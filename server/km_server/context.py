@@ -7,7 +7,8 @@ from km_server.connections import Door
 from km_server.limits import BodyBudget, RateLimiter
 from km_server.metrics import Metrics
 from km_server.proxies import Proxies
-from km_server.store.protocol import ApiKey, Store
+from km_server.store.protocol import Store
+from km_server.store.values import ApiKey
 
 CONFIG = web.AppKey("config", ServerConfig)
 STORE: web.AppKey[Store] = web.AppKey("store", Store)

@@ -15,10 +15,11 @@ import msgspec
 from km_server import app
 from km_server.config import ServerConfig
 from km_server.key_text import KEY_BYTES, digest_key, make_key
-from km_server.store.connection import open_reader
-from km_server.store.driver import sqlite3
-from km_server.store.protocol import Arrival, Scope, Store, Tenant, TenantStore
-from km_server.store.sqlite import open_store
+from km_server.store.opening import open_store
+from km_server.store.protocol import Store, TenantStore
+from km_server.store.sqlite.connection import open_reader
+from km_server.store.sqlite.driver import sqlite3
+from km_server.store.values import Arrival, Scope, Tenant
 
 from kmd.mcp.names import Kind, Outcome, Stream
 from kmd.wire import Batch, Event, Receipt, Session, payload_bytes

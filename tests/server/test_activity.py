@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from km_server.api.parameters import parse_cursor, parse_time, render_cursor
-from km_server.store import read
-from km_server.store.protocol import ActivityQuery, Position, StoredEvent, TenantStore
+from km_server.store import feed
+from km_server.store.protocol import TenantStore
+from km_server.store.values import ActivityQuery, Filter, Position, StoredEvent
 
 from kmd.mcp.names import Kind, Outcome, Stream
 from kmd.wire import Event
@@ -198,7 +199,7 @@ async def read_pages(store: TenantStore, query: ActivityQuery) -> list[list[Stor
 @pytest.mark.parametrize("scan_max", [5, 7])
 def test_a_rare_match_is_found_in_bounded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scan_max: int) -> None:
     """Matches at the very end of a step, and in its middle."""
-    monkeypatch.setattr(read, "SCAN_MAX", scan_max)
+    monkeypatch.setattr(feed, "SCAN_MAX", scan_max)
 
     async def scenario() -> None:
         async with open_tenant(tmp_path / "server.db") as store:
@@ -207,7 +208,7 @@ def test_a_rare_match_is_found_in_bounded_steps(tmp_path: Path, monkeypatch: pyt
             ]
             await store.ingest([make_session()], arrive(events))
             for limit in (1, 2, 50):
-                pages = await read_pages(store, ActivityQuery(limit=limit, method="rare"))
+                pages = await read_pages(store, ActivityQuery(limit=limit, where=Filter(method="rare")))
                 found = [stored.event.offset for page in pages for stored in page]
                 assert found == [7500, 5000, 2500, 0]
                 assert len(pages) >= 100 // scan_max
@@ -216,7 +217,7 @@ def test_a_rare_match_is_found_in_bounded_steps(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_page_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "PAGE_PAYLOAD_BYTES", 100)
+    monkeypatch.setattr(feed, "PAGE_PAYLOAD_BYTES", 100)
 
     async def scenario() -> None:
         async with open_tenant(tmp_path / "server.db") as store:
@@ -232,9 +233,10 @@ def test_a_page_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("extra", ["", " AND e.at_ns >= 5 AND e.at_ns < 9", " AND (e.at_ns, e.id) < (5, 5)"])
 def test_the_feed_walks_an_index(served: Served, extra: str) -> None:
-    question = f"SELECT {read.FEED_COLUMNS} FROM events e JOIN sessions s ON s.id = e.session_id"  # noqa: S608
+    question = f"SELECT {feed.FEED_COLUMNS} FROM events e JOIN sessions s ON s.id = e.session_id"  # noqa: S608
     plan = ask_file(
-        served.database, f"EXPLAIN QUERY PLAN {question} WHERE e.tenant_id = 1{extra}{read.NEWEST_FIRST} LIMIT 5"
+        served.database,
+        f"EXPLAIN QUERY PLAN {question} WHERE e.tenant_id = 1{extra} ORDER BY e.at_ns DESC, e.id DESC LIMIT 5",
     )
     steps = [step[3] for step in plan]
     assert all(step.startswith("SEARCH") for step in steps), steps

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import httpx
 import msgspec
 import pytest
-from km_server.store.protocol import Scope
+from km_server.store.values import Scope
 
 from tests.server.clients import WAIT_S, Api, make_answer, make_batch, make_event, make_session, open_api
 from tests.server.conftest import Served

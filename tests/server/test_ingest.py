@@ -154,8 +154,8 @@ def test_the_largest_numbers_are_kept(api: Api) -> None:
 
 def test_sums_beyond_64_bits_stop_or_add_up_and_never_fail(api: Api) -> None:
     one_minute = [make_event(number, size_bytes=OFFSET_MAX, payload=None, at_ns=1) for number in range(3)]
-    other_minute = make_event(9, size_bytes=OFFSET_MAX, payload=None, at_ns=61 * 10**9)
-    for event in [*one_minute, other_minute]:
+    other_day = make_event(9, size_bytes=OFFSET_MAX, payload=None, at_ns=2 * 86_400 * 10**9)
+    for event in [*one_minute, other_day]:
         assert api.send(make_batch([event])) == ["accepted"]
     assert api.stats()["totals"]["bytes_to_server"] == 2 * OFFSET_MAX
 

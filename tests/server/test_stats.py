@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from km_server.store.histogram import bucket_of, bucket_value_ns, quantile_ns
-from km_server.store.protocol import Span, Stats
 from km_server.store.rollup import MINUTE_NS
+from km_server.store.values import Span, Stats, StatsQuery
 
 from kmd.insight.cost import cost_usd
 from kmd.mcp.names import Kind, Outcome, Stream
@@ -130,7 +130,7 @@ def recount(events: Sequence[Event], span: Span) -> dict[Key, Counter[str]]:
 
 def as_counts(stats: Stats) -> dict[Key, Counter[str]]:
     return {
-        group.series: Counter(
+        (group.series.server or "", group.series.method or "", group.series.target or ""): Counter(
             events=group.figures.events,
             messages=group.figures.messages,
             calls=group.figures.calls,
@@ -160,12 +160,12 @@ def test_statistics_are_what_a_recount_says(batches: list[list[Event]], first: i
                 await store.ingest(sessions, arrive(batch))
             await asyncio.gather(*(one.ingest(sessions, arrive(b)) for b in batches for one in (store, other)))
             for span in (Span(), Span(first, end), Span(None, first), Span(end, None)):
-                stats = await store.read_stats(span)
+                stats = await store.read_stats(StatsQuery(span))
                 expected = recount(list(stored.values()), span)
                 assert as_counts(stats) == expected
                 assert stats.totals.events == sum(counted["events"] for counted in expected.values())
                 assert sum(stats.latencies.values()) == sum(counted["answers"] for counted in expected.values())
-            everything = await store.read_stats(Span())
+            everything = await store.read_stats(StatsQuery())
             assert everything.sessions == len({event.session for event in stored.values()})
 
     with tempfile.TemporaryDirectory() as folder:

@@ -12,16 +12,21 @@ import msgspec
 import pytest
 from km_server.config import ServerConfig
 from km_server.errors import StoreBusy, StoreError
-from km_server.store import connection, insert, keys, writer
-from km_server.store.connection import migrate, open_reader, open_writer, parse_database_url, read_migrations
-from km_server.store.driver import is_affected, require_sound, sqlite3
-from km_server.store.insert import Transaction
-from km_server.store.protocol import Span
-from km_server.store.sqlite import SqliteStore, open_store
-from km_server.store.writer import Writer
+from km_server.store import keys
+from km_server.store.asked import AskedStore
+from km_server.store.fate import Clock
+from km_server.store.opening import open_store
+from km_server.store.sqlite import connection, insert, writer
+from km_server.store.sqlite.connection import migrate, open_reader, open_writer, parse_database_url, read_migrations
+from km_server.store.sqlite.driver import is_affected, require_sound, sqlite3
+from km_server.store.sqlite.insert import Transaction
+from km_server.store.sqlite.store import SqliteEngine
+from km_server.store.sqlite.writer import Writer
+from km_server.store.values import StatsQuery
 
 from kmd.wire import Status
 from tests.server.clients import (
+    NOW_NS,
     WAIT_S,
     app_in_thread,
     arrive,
@@ -127,7 +132,7 @@ def test_a_migration_happens_as_a_whole_or_not_at_all(database: Path) -> None:
 
 
 def test_migrations_are_numbered_without_gaps() -> None:
-    folder = Path(connection.__file__).parent / "migrations"
+    folder = Path(connection.__file__).parents[1] / "migrations" / "sqlite"
     names = sorted(file.name for file in folder.glob("*.sql"))
     assert [int(name[:4]) for name in names] == list(range(1, len(names) + 1))
     assert len(read_migrations()) == len(names)
@@ -240,23 +245,23 @@ def test_questions_do_not_wait_for_a_write(database: Path) -> None:
 
     async def scenario() -> None:
         async with open_store(database_url(database)) as opened:
-            store = cast("SqliteStore", opened)
+            store = cast("AskedStore", opened)
             key = await store.create_key("acme", b"d" * 32, frozenset())
             gate, entered = asyncio.Event(), asyncio.Event()
             loop = asyncio.get_running_loop()
 
             def hold(transaction: Transaction) -> None:
-                insert.ingest(transaction, key.tenant.id, [make_session()], arrive([make_event(1)]))
+                insert.ingest(transaction, key.tenant, Clock(NOW_NS), [make_session()], arrive([make_event(1)]))
                 loop.call_soon_threadsafe(entered.set)
                 asyncio.run_coroutine_threadsafe(gate.wait(), loop).result(WAIT_S)
 
-            writing = asyncio.create_task(store._writer.submit(hold))
+            writing = asyncio.create_task(cast("SqliteEngine", store._engine)._writer.submit(hold))
             await asyncio.wait_for(entered.wait(), WAIT_S)
             tenant = store.bind(key.tenant)
-            assert (await asyncio.wait_for(tenant.read_stats(Span()), WAIT_S)).totals.events == 0
+            assert (await asyncio.wait_for(tenant.read_stats(StatsQuery()), WAIT_S)).totals.events == 0
             gate.set()
             await writing
-            assert (await tenant.read_stats(Span())).totals.events == 1
+            assert (await tenant.read_stats(StatsQuery())).totals.events == 1
 
     asyncio.run(scenario())
 
@@ -292,11 +297,11 @@ def test_a_full_disk_is_busy_and_stores_nothing_by_halves(database: Path) -> Non
 
     async def scenario() -> None:
         one = Writer(open_small)
-        key = await one.submit(lambda t: keys.create_key(t.connection, "acme", b"d", frozenset(), 0))
+        key = await one.submit(lambda t: t.run(keys.create_key("acme", b"d", frozenset(), None, 0)))
         events = [make_event(n, payload="x" * 1000, size_bytes=1000) for n in range(300)]
 
         def put(transaction: Transaction) -> Sequence[object]:
-            return insert.ingest(transaction, key.tenant.id, [make_session()], arrive(events))
+            return insert.ingest(transaction, key.tenant, Clock(NOW_NS), [make_session()], arrive(events))
 
         with pytest.raises(StoreBusy, match="full") as refusal:
             await one.submit(put)
@@ -314,7 +319,7 @@ def test_what_was_committed_is_there_after_opening_again(database: Path) -> None
 
     async def read_again() -> None:
         async with open_tenant(database, "acme2") as other:
-            assert (await other.read_stats(Span())).totals.events == 0
+            assert (await other.read_stats(StatsQuery())).totals.events == 0
             verdicts = await other.ingest([make_session()], arrive([make_event(1)]))
             assert verdicts[0].status is Status.ACCEPTED
 
@@ -332,6 +337,6 @@ def test_many_rows_and_odd_counts(database: Path) -> None:
                 verdicts = await store.ingest([make_session()], arrive(events))
                 assert {verdict.status for verdict in verdicts} == {Status.ACCEPTED}
                 total += count
-            assert (await store.read_stats(Span())).totals.events == total
+            assert (await store.read_stats(StatsQuery())).totals.events == total
 
     asyncio.run(scenario())

@@ -9,8 +9,8 @@ from msgspec import UNSET, UnsetType
 
 from km_server.api.parameters import render_cursor
 from km_server.store.histogram import quantile_ns
-from km_server.store.protocol import ActivityPage, Span, Stats, StoredEvent
 from km_server.store.rollup import MINUTE_NS, Figures, billed_bytes
+from km_server.store.values import ActivityPage, Span, Stats, StoredEvent
 from kmd.insight.cost import cost_usd
 from kmd.wire import payload_fields
 
@@ -154,7 +154,7 @@ def render_stats(stats: Stats, span: Span, usd_per_kb: float) -> StatsAnswer:
     """The statistics of a span."""
     groups = [
         GroupAnswer(
-            server=group.series.server,
+            server=group.series.server or "",
             method=group.series.method or None,
             target=group.series.target or None,
             **figure_fields(group.figures, group.latencies, usd_per_kb),

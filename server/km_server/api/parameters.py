@@ -11,8 +11,8 @@ from typing import TypeVar
 from multidict import MultiMapping
 
 from km_server.errors import ApiError
-from km_server.store.protocol import ActivityQuery, Position, Span
 from km_server.store.rollup import MINUTE_NS
+from km_server.store.values import ActivityQuery, Filter, Position, Span
 from kmd.mcp.names import Kind, Outcome
 
 T = TypeVar("T")
@@ -37,13 +37,15 @@ def parse_activity(parameters: MultiMapping[str]) -> ActivityQuery:
         limit=parse_with(given, "limit", parse_limit) or LIMIT_DEFAULT,
         after=parse_with(given, "cursor", parse_cursor),
         payloads=parse_with(given, "include", parse_include) or False,
-        from_ns=parse_with(given, "from", parse_time),
-        to_ns=parse_with(given, "to", parse_time),
-        session=parse_with(given, "session", parse_text),
-        server=parse_with(given, "server", parse_text),
-        method=parse_with(given, "method", parse_text),
-        kind=parse_with(given, "kind", lambda text: parse_member(Kind, text)),
-        outcome=parse_with(given, "outcome", lambda text: parse_member(Outcome, text)),
+        where=Filter(
+            from_ns=parse_with(given, "from", parse_time),
+            to_ns=parse_with(given, "to", parse_time),
+            session=parse_with(given, "session", parse_text),
+            server=parse_with(given, "server", parse_text),
+            method=parse_with(given, "method", parse_text),
+            kind=parse_with(given, "kind", lambda text: parse_member(Kind, text)),
+            outcome=parse_with(given, "outcome", lambda text: parse_member(Outcome, text)),
+        ),
     )
 
 

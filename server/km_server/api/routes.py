@@ -6,7 +6,8 @@ from aiohttp import web
 from km_server.api.answers import Page, StatsAnswer, render_page, render_stats
 from km_server.api.parameters import parse_activity, parse_span
 from km_server.auth import guarded
-from km_server.store.protocol import Scope, TenantStore
+from km_server.store.protocol import TenantStore
+from km_server.store.values import Scope, StatsQuery
 
 
 async def get_activity(request: web.Request, store: TenantStore) -> web.Response:
@@ -19,7 +20,7 @@ async def get_activity(request: web.Request, store: TenantStore) -> web.Response
 async def get_stats(request: web.Request, store: TenantStore) -> web.Response:
     """What it came to."""
     span = parse_span(request.query)
-    stats = await store.read_stats(span)
+    stats = await store.read_stats(StatsQuery(span))
     return answer(render_stats(stats, span, store.tenant.usd_per_kb))
 
 

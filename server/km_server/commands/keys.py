@@ -18,7 +18,7 @@ from km_server.commands.options import (
 )
 from km_server.errors import ServerError
 from km_server.key_text import KEY_BYTES, digest_key, make_key
-from km_server.store.protocol import ApiKey, Scope
+from km_server.store.values import ApiKey, Scope
 
 TENANT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

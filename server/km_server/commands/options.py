@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from km_server.config import SETTINGS, Loaded, ServerConfig, Setting, describe_bounds, load_config
+from km_server.store.opening import open_store
 from km_server.store.protocol import Store
-from km_server.store.sqlite import open_store
 
 T = TypeVar("T")
 Command = Callable[..., Any]

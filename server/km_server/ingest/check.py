@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from km_server.errors import ApiError
-from km_server.store.protocol import Arrival
+from km_server.store.values import Arrival
 from kmd.wire import OFFSET_MAX, SCHEMA, Event, Session, payload_bytes
 
 AHEAD_MAX_NS = 24 * 3600 * 10**9

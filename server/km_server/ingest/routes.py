@@ -13,7 +13,8 @@ from km_server.context import BODIES, CONFIG, EVENT_RATE, KEY, METRICS
 from km_server.ingest.body import Encoding, InflationLimit, inflate, parse_encoding, read_packed, require_json
 from km_server.ingest.check import BatchBounds, CheckedBatch, parse_batch, parse_single
 from km_server.limits import Lease, too_many
-from km_server.store.protocol import Arrival, Scope, TenantStore
+from km_server.store.protocol import TenantStore
+from km_server.store.values import Arrival, Scope
 from kmd.wire import Receipt, Status, Verdict
 
 Parse = Callable[[bytes, int, BatchBounds], CheckedBatch]

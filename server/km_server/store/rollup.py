@@ -1,45 +1,33 @@
 """
-What an event adds to the statistics. Pure.
+What the statistics are made of. Pure.
 
-A *series* is what is counted apart: server, method, target. A *delta* is what new events add to one series in
-one minute. Only events that were really new may come here, so a duplicate never counts twice.
-
-The line of a JSON-RPC batch (kind `batch`) carries the bytes and is no message; its members are messages and
-carry none. A line of stderr is an event and no message. `probe` and `input_required` are no errors.
+A *series* is what is counted apart: server, method, target. A *rollup* holds the figures of one series over one
+stretch of time: a minute, an hour or a day of UTC (its *width*). A span is made up of the widest stretches that fit,
+so a question about a year reads some hundred days and not half a million minutes.
 """
 
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
 from typing import NamedTuple
 
-from km_server.store.histogram import bucket_of
-from kmd.mcp.names import Kind, Outcome, Stream
+from kmd.mcp.names import Stream
 from kmd.wire import Event
 
 MINUTE_NS = 60 * 10**9
+DAY_NS = 1440 * MINUTE_NS
+WIDTHS = (1440, 60, 1)
+"""Minutes in a stretch, widest first; each divides the one before it."""
+
 COUNT_MAX = 2**63 - 1
 """Counters stay within what the stores keep: they stop there instead of failing a commit."""
 
-
-class Series(NamedTuple):
-    """What is counted apart; an empty text stands for none."""
-
-    server: str
-    method: str
-    target: str
-
-
-class Slot(NamedTuple):
-    """One series of one tenant in one minute (Unix time // 60 s)."""
-
-    tenant_id: int
-    minute: int
-    series: Series
+MINUTE_MAX = COUNT_MAX // MINUTE_NS + 1
+"""Past the last minute that a time in 64 bits of nanoseconds can fall in."""
 
 
 @dataclass(slots=True)
 class Figures:
-    """The counters of one slot, in the order of the table's columns."""
+    """The counters, in the order of the tables' columns."""
 
     events: int = 0
     messages: int = 0
@@ -53,55 +41,42 @@ class Figures:
         """The counters in the order of their declaration."""
         return astuple(self)
 
-    def add(self, event: Event) -> None:
-        """Count one new event."""
-        self.events += 1
-        if is_message(event):
-            self.messages += 1
-        if event.kind is Kind.REQUEST:
-            self.calls += 1
-        if event.outcome is Outcome.RPC_ERROR:
-            self.errors += 1
-        elif event.outcome is Outcome.TOOL_ERROR:
-            self.tool_errors += 1
-        if event.stream is Stream.TO_SERVER:
-            self.bytes_to_server = min(COUNT_MAX, self.bytes_to_server + billed_bytes(event))
-        elif event.stream is Stream.TO_CLIENT:
-            self.bytes_to_client = min(COUNT_MAX, self.bytes_to_client + billed_bytes(event))
+
+COUNTERS = tuple(field.name for field in fields(Figures))
 
 
-@dataclass(slots=True)
-class Deltas:
-    """What a group of new events adds: counters per slot, and answers per slot and latency bucket."""
+class Piece(NamedTuple):
+    """Rollups of one width: those that begin in first..end-1 (minutes since 1970)."""
 
-    figures: dict[Slot, Figures] = field(default_factory=dict)
-    latencies: dict[tuple[Slot, int], int] = field(default_factory=dict)
-
-    def add(self, tenant_id: int, server: str, events: Iterable[Event]) -> None:
-        """Count new *events* of one tenant's sessions of one server."""
-        figures_of: dict[tuple[int, str | None, str | None], tuple[Slot, Figures]] = {}
-        for event in events:
-            place = (event.at_ns // MINUTE_NS, event.method, event.target)
-            found = figures_of.get(place)
-            if found is None:
-                found = figures_of[place] = self._open(tenant_id, server, *place)
-            slot, figures = found
-            figures.add(event)
-            if event.took_ns is not None:
-                bucket = (slot, bucket_of(event.took_ns))
-                self.latencies[bucket] = self.latencies.get(bucket, 0) + 1
-
-    def _open(
-        self, tenant_id: int, server: str, minute: int, method: str | None, target: str | None
-    ) -> tuple[Slot, Figures]:
-        """The slot and its counters so far."""
-        slot = Slot(tenant_id, minute, Series(server, method or "", target or ""))
-        return slot, self.figures.setdefault(slot, Figures())
+    width: int
+    first: int
+    end: int
 
 
-def is_message(event: Event) -> bool:
-    """Whether the event is one JSON-RPC message, or a line in the place of one."""
-    return event.kind is not Kind.BATCH and event.stream is not Stream.STDERR
+def split_span(first: int | None, end: int | None, widths: Sequence[int] = WIDTHS) -> list[Piece]:
+    """
+    The pieces that make up the minutes first..end-1 exactly, each minute in one of them.
+
+    None is open. widths: those that may be used, widest first, the last one 1.
+    """
+    return list(split(first or 0, MINUTE_MAX if end is None else min(end, MINUTE_MAX), widths, open_end=end is None))
+
+
+def split(first: int, end: int, widths: Sequence[int], *, open_end: bool) -> Iterator[Piece]:
+    """The widest whole stretches in the middle, then what is left at both ends in narrower ones."""
+    if first >= end:
+        return
+    width, *narrower = widths
+    low = -(-first // width) * width
+    high = -(-end // width) * width if open_end else end // width * width
+    if not narrower or low >= high:
+        whole = Piece(width, first, end)
+        yield from split(first, end, narrower, open_end=open_end) if narrower else (whole,)
+        return
+    yield from split(first, low, narrower, open_end=False)
+    yield Piece(width, low, high)
+    if not open_end:
+        yield from split(high, end, narrower, open_end=False)
 
 
 def billed_bytes(event: Event) -> int:

@@ -16,9 +16,9 @@ from typing import Generic, TypeVar
 import structlog
 
 from km_server.errors import StoreBusy, StoreError
-from km_server.store.connection import transaction
-from km_server.store.driver import sqlite3, translate
-from km_server.store.insert import Transaction
+from km_server.store.sqlite.connection import transaction
+from km_server.store.sqlite.driver import sqlite3, translate
+from km_server.store.sqlite.insert import SeriesIds, Transaction
 
 T = TypeVar("T")
 
@@ -56,9 +56,15 @@ class Writer:
     def __init__(self, open_connection: Callable[[], sqlite3.Connection]) -> None:
         self._open = open_connection
         self._connection: sqlite3.Connection | None = open_connection()
+        self._series: SeriesIds = {}
         self._inbox: queue.Queue[AnyJob | None] = queue.Queue(QUEUE_MAX_JOBS)
         self._thread = threading.Thread(target=self._write_groups, name="km-server-writer", daemon=True)
         self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return self._inbox.qsize()
 
     async def submit(self, work: Callable[[Transaction], T], weight: int = 1) -> T:
         """Run *work* in the next transaction; returns its result after the commit. Raises StoreBusy."""
@@ -121,10 +127,13 @@ class Writer:
             if self._connection is None:
                 self._connection = self._open()
             with transaction(self._connection):
-                open_transaction = Transaction(self._connection)
+                open_transaction = Transaction(self._connection, self._series)
                 releases = [job.run(open_transaction) for job in group]
-                open_transaction.finish()
-        except sqlite3.DatabaseError as exc:
+                open_transaction.count()
+        except BaseException as exc:
+            self._series.clear()  # some of them may have been rolled back
+            if not isinstance(exc, sqlite3.DatabaseError):
+                raise
             if isinstance(exc, sqlite3.IntegrityError | sqlite3.DataError | sqlite3.ProgrammingError):
                 raise  # a fault of one job's statements, not of the database
             error = translate(exc)

@@ -11,7 +11,9 @@ from importlib import resources
 from pathlib import Path
 
 from km_server.errors import StoreError
-from km_server.store.driver import require_sound, sqlite3, translate
+from km_server.store.counting import CREATE_FRESH
+from km_server.store.histogram import bucket_of
+from km_server.store.sqlite.driver import require_sound, sqlite3, translate
 
 APPLICATION_ID = 0x4B4D5356
 """`KMSV` in the file's header: this file is a km-server's store."""
@@ -75,7 +77,10 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.create_function("km_bucket", 1, bucket_or_none, deterministic=True)  # for a migration
         migrate(connection, read_migrations())
+        connection.execute(CREATE_FRESH)
     except sqlite3.Error as exc:
         if connection is not None:
             connection.close()
@@ -87,6 +92,11 @@ def open_writer(path: Path) -> sqlite3.Connection:
             connection.close()
         raise
     return connection
+
+
+def bucket_or_none(took_ns: int | None) -> int | None:
+    """The latency bucket of a duration, as SQL function."""
+    return None if took_ns is None else bucket_of(took_ns)
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
@@ -134,7 +144,7 @@ def read_pragma(connection: sqlite3.Connection, name: str) -> int:
 
 def read_migrations() -> list[str]:
     """The numbered scripts, in order: the n-th brings the schema from n-1 to n."""
-    folder = resources.files("km_server.store") / "migrations"
+    folder = resources.files("km_server.store") / "migrations" / "sqlite"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
     return [file.read_text(encoding="utf-8") for file in files]
 

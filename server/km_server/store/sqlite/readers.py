@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from km_server.errors import StoreBusy
-from km_server.store.driver import sqlite3, translate
+from km_server.store.sqlite.driver import sqlite3, translate
 
 T = TypeVar("T")
 
