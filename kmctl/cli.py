@@ -7,16 +7,11 @@ The command group and the one table from what went wrong to an exit code.
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 
-from kmctl.config import config
-from kmctl.flush import flush
-from kmctl.init import init
 from kmctl.options import home_option
-from kmctl.quarantine import quarantine
-from kmctl.status import status
-from kmctl.tail import tail
 from kmctl.text import harmless
 from kmd.errors import ConfigError, DaemonUnavailable, KilometersError
 
@@ -30,6 +25,46 @@ COMPLETION_VARIABLE = "_KMCTL_COMPLETE"
 """Set by the shell's completion script; click answers it itself."""
 
 
+COMMANDS = {
+    "config": "Show each setting, its value and its source.",
+    "flush": "Wait until everything captured so far has been synced.",
+    "init": "Write the configuration: where to sync to, or nowhere.",
+    "quarantine": "Look after events that a destination refused.",
+    "service": "Have kmd run from login on, and start, stop and watch it.",
+    "status": "Show kmd, its outbox, live sessions and destinations.",
+    "tail": "Show the last messages, and with -f those to come.",
+}
+"""
+Each command's name, which is also its module's and its function's, and the first sentence of its help.
+
+A command's module is loaded when it is used: each costs start-up time, and `--help` needs only this table. A test
+holds the sentences to those in the modules.
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are loaded when they are asked for."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return sorted({*COMMANDS, *self.commands})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or load_command(cmd_name)
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+def load_command(name: str) -> click.Command | None:
+    """The command *name*, None when there is none."""
+    if name not in COMMANDS:
+        return None
+    command = getattr(import_module(f"kmctl.{name}"), name)
+    assert isinstance(command, click.Command)  # noqa: S101 - for mypy; a test loads each
+    return command
+
+
 def print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's shape
     """Print the installed version and end."""
     if value and not ctx.resilient_parsing:
@@ -39,7 +74,7 @@ def print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
         ctx.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Show the version."
 )
@@ -53,10 +88,6 @@ def kmctl() -> None:
       kmctl init --url https://km.example.com --key-file key.txt
       kmctl status
     """
-
-
-for command in (init, status, flush, tail, quarantine, config):
-    kmctl.add_command(command)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -10,16 +10,21 @@ import trio
 from kmd.config import load_config
 from kmd.daemon import run_daemon
 from kmd.errors import KilometersError, OutboxCorrupt
-from kmd.logs import configure_logs
+from kmd.logs import configure_logs, redirect_stderr
 from kmd.paths import find_places
 
 
 @click.command(epilog="Example: kmd --home ~/km-test")
 @click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Keep everything under this folder.")
+@click.option(
+    "--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of stderr."
+)
 @click.version_option(package_name="kilometers", prog_name="kmd")
-def main(home: Path | None) -> None:
+def main(home: Path | None, log_file: Path | None) -> None:
     """Take in what km captures, keep it, and sync it. Runs in the foreground until SIGTERM or Ctrl-C."""
     try:
+        if log_file is not None:
+            redirect_stderr(log_file)
         places = find_places(home, os.environ)
         config = load_config(places.config_file, os.environ)
         configure_logs(config.log_level)

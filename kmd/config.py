@@ -291,7 +291,7 @@ def render_config(destinations: tuple[Destination, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str, encoding: str = "utf-8") -> None:
     """
     Write *text* to *path* in one step, readable by this user only (0600, its folder 0700 when made).
 
@@ -302,7 +302,7 @@ def write_private(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding=encoding) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

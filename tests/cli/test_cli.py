@@ -4,42 +4,61 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 
 from kmctl import cli
-from kmctl.cli import kmctl, run
-from kmctl.quarantine import quarantine
+from kmctl.cli import COMMANDS, kmctl, load_command, run
 from kmd.errors import ConfigError, DaemonUnavailable, KilometersError
 from tests.cli.stub import destination_of, status_of, stub_daemon
 from tests.cli.terminal import KMCTL, WAIT_S, clean_environ, run_kmctl, run_on_terminal
 
-COMMANDS = sorted(kmctl.commands)
-ACTIONS = [["quarantine", name] for name in sorted(quarantine.commands)]
+
+def walk(words: tuple[str, ...], command: click.Command) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """*command* under its *words*, and those in it."""
+    yield words, command
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from walk((*words, name), inner)
 
 
-def test_the_commands() -> None:
-    assert COMMANDS == ["config", "flush", "init", "quarantine", "status", "tail"]
+def load(name: str) -> click.Command:
+    command = load_command(name)
+    assert command is not None
+    return command
 
 
-@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS), *ACTIONS], ids=str)
-def test_every_help_has_an_example(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+EVERY = [pair for name in sorted(COMMANDS) for pair in walk((name,), load(name))]
+
+
+@pytest.mark.parametrize("arguments", [(), *(words for words, _ in EVERY)], ids=" ".join)
+def test_every_help_has_an_example(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*arguments, "--help"]) == 0
     shown = capsys.readouterr().out
     assert "Example:" in shown
     assert " ".join(["kmctl", *arguments]) in shown.split("Example:")[1]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [*(one for one in kmctl.commands.values() if one is not quarantine), *quarantine.commands.values()],
-    ids=lambda command: str(command.name),
-)
-def test_every_command_takes_home_and_json(command: click.Command) -> None:
+@pytest.mark.parametrize(("words", "command"), EVERY, ids=lambda value: " ".join(value) if type(value) is tuple else "")
+def test_every_command_takes_home_and_json(words: tuple[str, ...], command: click.Command) -> None:
     options = {option for parameter in command.params for option in parameter.opts}
-    assert {"--home", "--json"} <= options
+    assert "--home" in options
+    assert "--json" in options or isinstance(command, click.Group) or words in NOT_JSON
+
+
+NOT_JSON = {("service", "logs")}
+"""What kmd has logged: it is JSON lines already."""
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_the_table_says_what_the_command_says(name: str) -> None:
+    command = load(name)
+    assert command.name == name
+    first = (command.help or "").split("\n\n")[0].replace("\n", " ")
+    assert COMMANDS[name].removesuffix(".") in first
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
