@@ -30,16 +30,20 @@ In an MCP client's configuration, put km in front of the command:
 EX_USAGE, EX_CANNOT_EXECUTE, EX_NOT_FOUND = 2, 126, 127
 DEFAULT_PATH = b"/usr/local/bin:/usr/bin:/bin"
 COERCED_LOCALES = (b"C.UTF-8", b"C.utf8", b"UTF-8")
+S_IFMT, S_IFSOCK, S_IFCHR = 0o170000, 0o140000, 0o020000
+F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
+"""Linux's fcntl(2) commands for a pipe's capacity."""
 
 
 class Plan:
-    """What the command line asks for. name: None means the command's file name."""
+    """What the command line asks for. name: None means the command's file name. shows: help or version instead."""
 
-    __slots__ = ("command", "home", "name")
+    __slots__ = ("command", "home", "name", "shows")
 
     def __init__(self) -> None:
         self.home: str | None = None
         self.name: str | None = None
+        self.shows = ""
         self.command: list[str] = []
 
 
@@ -51,6 +55,9 @@ def parse_args(args: list[str]) -> Plan:
         option, equals, value = rest.pop(0).partition("=")
         if option == "--" and not equals:
             break
+        if option in ("--help", "-h", "--version"):
+            plan.shows = option.lstrip("-")[0]
+            return plan
         if option not in ("--name", "--home"):
             raise ValueError(f"unknown option {option}")
         if not equals:
@@ -68,17 +75,13 @@ def parse_args(args: list[str]) -> Plan:
 
 def main() -> None:
     """The `km` command. Never returns: it becomes the server, or exits 0, 2, 126 or 127."""
-    args = sys.argv[1:]
-    if args[:1] in (["--help"], ["-h"]):
-        sys.stdout.write(USAGE)
-        raise SystemExit(0)
-    if args[:1] == ["--version"]:
-        print_version()
-        raise SystemExit(0)
     try:
-        plan = parse_args(args)
+        plan = parse_args(sys.argv[1:])
     except ValueError as exc:
         fail(EX_USAGE, f"{exc} (try 'km --help')")
+    if plan.shows:
+        sys.stdout.write(USAGE if plan.shows == "h" else version_line())
+        raise SystemExit(0)
     restore_signals()
     environ = original_environ()
     ends = fork_relay(plan) if both_open() else None
@@ -109,36 +112,77 @@ def restore_signals() -> None:
             _signal.signal(signum, _signal.SIG_DFL)
 
 
-def original_environ() -> dict[bytes, bytes]:
-    """The environment that the client passed, without what the interpreter's start added to it."""
+class Environ:
+    """An environment as execve(2) takes it: in its order, and with names that stand in it twice."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, name: bytes) -> bytes:
+        """The first value of *name*, which is what getenv(3) finds."""
+        for key, value in self._pairs:
+            if key == name:
+                return value
+        raise KeyError(name)
+
+    def keys(self) -> list[bytes]:
+        return [key for key, _ in self._pairs]
+
+    def values(self) -> list[bytes]:
+        return [value for _, value in self._pairs]
+
+
+def original_environ(path: str = "/proc/self/environ") -> Environ:
+    """
+    The environment that the client passed, without what the interpreter's start added to it.
+
+    *path* is where the kernel shows it. Where there is no such file (macOS) it is worked out: repeated names are
+    gone then, and LC_CTYPE where it named the C locale or one that is not there.
+    """
     try:
-        descriptor = os.open("/proc/self/environ", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        environ = dict(os.environb)
-        if environ.get(b"LC_CTYPE") in COERCED_LOCALES and not environ.keys() & {b"LANG", b"LC_ALL"}:
-            del environ[b"LC_CTYPE"]  # PEP 538 puts it there when the locale is C
-        return environ
+        return Environ([pair for pair in os.environb.items() if not is_coerced(*pair)])
     parts = []
     while part := os.read(descriptor, 1 << 20):
         parts.append(part)
     os.close(descriptor)
-    pairs = (entry.partition(b"=") for entry in b"".join(parts).split(b"\0") if entry)
-    return {key: value for key, equals, value in pairs if key and equals}
+    entries = (entry.partition(b"=") for entry in b"".join(parts).split(b"\0"))
+    return Environ([(key, value) for key, equals, value in entries if key and equals])
+
+
+def is_coerced(name: bytes, value: bytes) -> bool:
+    """Whether the interpreter has set this variable: PEP 538 does so in the C locale, where PEP 540 is on, too."""
+    return name == b"LC_CTYPE" and value in COERCED_LOCALES and sys.flags.utf8_mode != 0
 
 
 def open_channel(like: int, server_reads: bool) -> tuple[int, int]:  # noqa: FBT001
     """
-    A pipe, or a socketpair where descriptor *like* is a socket: (the server's end, the relay's end).
+    What takes the place of descriptor *like*, of the same kind and as (un)willing to wait: (the server's end, the
+    relay's end).
 
-    Node gives its children sockets, and a server that asks what it was given must get the same answer.
+    A pipe; a socketpair where it is a socket, as Node gives to its children; `/dev/null` itself where the server
+    is to read from it, as there is nothing to capture.
     """
-    if (os.fstat(like).st_mode & 0o170000) == 0o140000:
+    about = os.fstat(like)
+    kind = about.st_mode & S_IFMT
+    if kind == S_IFCHR and server_reads and about.st_rdev == os.stat("/dev/null").st_rdev:
+        return os.dup(like), os.open("/dev/null", os.O_WRONLY)
+    if kind == S_IFSOCK:
         from _socket import socketpair  # noqa: PLC0415 - only these clients pay for it
 
-        server_end, relay_end = socketpair()
-        return server_end.detach(), relay_end.detach()
-    read_end, write_end = os.pipe()
-    return (read_end, write_end) if server_reads else (write_end, read_end)
+        server_end, relay_end = (end.detach() for end in socketpair())
+    else:
+        read_end, write_end = os.pipe()
+        server_end, relay_end = (read_end, write_end) if server_reads else (write_end, read_end)
+    if not os.get_blocking(like):
+        os.set_blocking(server_end, False)
+    return server_end, relay_end
 
 
 def fork_relay(plan: Plan) -> tuple[int, int] | None:
@@ -167,11 +211,20 @@ def fork_relay(plan: Plan) -> tuple[int, int] | None:
         _, status = os.waitpid(child, 0)
     except ChildProcessError:
         status = 0  # SIGCHLD is ignored here, as the client wished: the kernel has reaped it
+    forget_child()
     if status != 0:
         os.close(server_in)
         os.close(server_out)
         return None
     return server_in, server_out
+
+
+def forget_child() -> None:
+    """The server must not find a SIGCHLD waiting that it has no child for: where it is blocked, it outlives execve."""
+    if _signal.SIGCHLD in _signal.pthread_sigmask(_signal.SIG_BLOCK, ()):
+        handler = _signal.getsignal(_signal.SIGCHLD)
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # which discards it
+        _signal.signal(_signal.SIGCHLD, handler)
 
 
 def run_relay(plan: Plan, server_pid: int, relay_in: int, relay_out: int) -> None:
@@ -184,7 +237,9 @@ def run_relay(plan: Plan, server_pid: int, relay_in: int, relay_out: int) -> Non
         os._exit(1)
     try:
         let_go_of_stderr(keep=(relay_in, relay_out))
-        sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+        match_capacity(0, relay_out)
+        match_capacity(1, relay_in)
+        sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
         from kmd.shim.relay import run  # noqa: PLC0415 - after the fork: the server does not wait for it
 
         run(plan.command, plan.name, plan.home, server_pid, relay_in, relay_out)
@@ -201,7 +256,19 @@ def let_go_of_stderr(keep: tuple[int, int]) -> None:
             os.close(null)
 
 
-def become(command: list[str], environ: dict[bytes, bytes]) -> None:
+def match_capacity(theirs: int, ours: int) -> None:
+    """Make the pipe behind *ours* as large as the client's *theirs*; most are of one size, and then nothing is done."""
+    try:
+        from fcntl import fcntl  # noqa: PLC0415 - in the relay, beside the server's start
+
+        capacity_bytes = fcntl(theirs, F_GETPIPE_SZ)
+        if capacity_bytes != fcntl(ours, F_GETPIPE_SZ):
+            fcntl(ours, F_SETPIPE_SZ, capacity_bytes)
+    except (ImportError, OSError):
+        pass  # no pipe, or not on Linux
+
+
+def become(command: list[str], environ: Environ) -> None:
     """
     Turn into *command*, looked up on the server's PATH as execvp(3) does. Never returns.
 
@@ -212,19 +279,19 @@ def become(command: list[str], environ: dict[bytes, bytes]) -> None:
     if b"/" in name:
         candidates = [name]
     else:
-        folders = environ.get(b"PATH", DEFAULT_PATH).split(b":")
+        folders = (environ[b"PATH"] if b"PATH" in environ.keys() else DEFAULT_PATH).split(b":")  # noqa: SIM118
         candidates = [(folder or b".") + b"/" + name for folder in folders]
     denied = False
     for path in candidates:
         try:
-            os.execve(path, argv, environ)
+            execute(path, argv, environ)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError:
             denied = True
         except OSError as exc:
             if exc.errno == 8:  # ENOEXEC: a script without '#!', which execvp(3) hands to the shell
-                os.execve(b"/bin/sh", [b"/bin/sh", path, *argv[1:]], environ)
+                execute(b"/bin/sh", [b"/bin/sh", path, *argv[1:]], environ)
             fail(EX_CANNOT_EXECUTE, f"cannot execute {command[0]!r}: {exc.strerror}")
         except ValueError:
             fail(EX_CANNOT_EXECUTE, "cannot execute: the command or environment holds a NUL character")
@@ -236,14 +303,19 @@ def become(command: list[str], environ: dict[bytes, bytes]) -> None:
     )
 
 
-def print_version() -> None:
-    """Print the installed version; the only place where km may take its time."""
+def execute(path: bytes, argv: list[bytes], environ: Environ) -> None:
+    """execve(2), which asks an environment for its length, names and values alone. Raises OSError, ValueError."""
+    os.execve(path, argv, environ)  # type: ignore[arg-type]
+
+
+def version_line() -> str:
+    """The installed version; the only place where km may take its time."""
     from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
 
     try:
-        sys.stdout.write(f"km {version('kilometers')}\n")
+        return f"km {version('kilometers')}\n"
     except PackageNotFoundError:
-        sys.stdout.write("km (not installed as a package)\n")
+        return "km (not installed as a package)\n"
 
 
 def fail(status: int, message: str) -> None:

@@ -51,7 +51,11 @@ def ask(home: Path, request: dict[str, object], wait_s: float = WAIT_S) -> list[
     """The answer lines of kmd under *home*. Raises OSError when it does not answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(wait_s)
-        sock.connect(str(home / "control.sock"))
+        folder = os.open(home, os.O_RDONLY)
+        try:  # by its descriptor: a socket's path may be 107 bytes long, a folder's 4095
+            sock.connect(f"/proc/self/fd/{folder}/control.sock")
+        finally:
+            os.close(folder)
         sock.sendall(json.dumps(request).encode() + b"\n")
         data = b""
         while chunk := sock.recv(1 << 16):

@@ -11,10 +11,9 @@ import pytest
 
 from tests.support.processes import start_kmd
 from tests.transparency.client import Record
-from tests.transparency.scenarios import closing, payload, process, signals
-from tests.transparency.stage import SCENARIOS, Stage, Wrap, bare, km
+from tests.transparency.scenarios import SCENARIOS
+from tests.transparency.stage import Stage, Wrap, bare, km
 
-MODULES = (closing, payload, process, signals)
 NAMES = (
     "bytes_come_back[line_of_1_mib]",
     "thousands_of_lines_each_way_at_once",

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.transparency import client
-from tests.transparency.scenarios import payload, process, signals
-from tests.transparency.stage import SCENARIOS, Wrap, bare, observe
+from tests.transparency.scenarios import SCENARIOS
+from tests.transparency.stage import Wrap, bare, observe
 
-MODULES = (payload, process, signals)
 CONTROLS = Path(__file__).with_name("controls.py")
 DEFECTS = {
     "lines": ("partial_line_is_not_held_back", "bytes_come_back[not_utf8]", "bytes_come_back[crlf]"),

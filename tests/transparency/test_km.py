@@ -7,10 +7,9 @@ import pytest
 
 from tests.support.processes import wait_for
 from tests.transparency.client import Client
-from tests.transparency.scenarios import closing, payload, process, signals
-from tests.transparency.stage import SCENARIOS, Stage, Wrap, bare, km, km_script, observe
+from tests.transparency.scenarios import SCENARIOS
+from tests.transparency.stage import Stage, Wrap, bare, km, km_script, observe
 
-MODULES = (closing, payload, process, signals)
 BY_SCRIPT = (
     "bytes_come_back[line_of_1_mib]", "descriptors_seen_by_a_plain_program", "process_state[as_it_is]",
     "environment[no_lang]", "environment[not_utf8]", "ignored_signals[none]",

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.transparency.scenarios import closing, payload, process, signals
-from tests.transparency.stage import SCENARIOS, Scenario, bare, km, observe
-
-MODULES = (closing, payload, process, signals)
+from tests.transparency.scenarios import SCENARIOS
+from tests.transparency.stage import Scenario, bare, km, observe
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=list(SCENARIOS))

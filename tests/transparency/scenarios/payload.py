@@ -110,6 +110,16 @@ def client_that_does_not_read_stops_the_server(stage: Stage) -> Record:
     return {"first": first, "said_early": early, **client.finish()}
 
 
+@scenario
+def both_ways_are_full(stage: Stage) -> Record:
+    """Neither reads, both write until they must wait; once the client reads, everything moves again."""
+    client = stage.probe("both_first", 4 << 20)
+    sent = client.fill()
+    got = client.exchange(b"")
+    told = client.receive_note()
+    return {"got": digest(got), "all_arrived": told == b"read %d\n" % sent, **client.finish()}
+
+
 @cases(status=(0,), code=(7,), killed=("KILL",), terminated=("TERM",))
 def last_words_arrive_whole(stage: Stage, end: tuple[object, ...]) -> Record:
     """The server writes and is gone; the client looks at the output only after it has seen the exit."""

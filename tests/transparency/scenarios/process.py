@@ -1,5 +1,6 @@
 """What the server is: its place among processes, its limits, its environment, its descriptors."""
 
+import fcntl
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ from typing import Any
 from tests.transparency.client import Client, Record
 from tests.transparency.stage import Stage, cases, scenario
 
+F_SETPIPE_SZ = 1031
 SETUPS: dict[str, str] = {
     "as_it_is": ":",
     "umask": "umask 027",
@@ -161,6 +163,37 @@ def one_socket_for_both(stage: Stage) -> Record:
 @scenario
 def stdin_is_dev_null(stage: Stage) -> Record:
     return stage.probe("after_eof", stdin=subprocess.DEVNULL).finish()
+
+
+@scenario
+def process_state_with_dev_null(stage: Stage) -> Record:
+    """There is nothing to capture from it, so the server gets the very file."""
+    return told(stage.probe("report", stdin=subprocess.DEVNULL))
+
+
+@cases(stdin=(True, False), stdout=(False, True), both=(True, True))
+def ends_that_do_not_block(stage: Stage, which: tuple[bool, bool]) -> Record:
+    """O_NONBLOCK belongs to the open file, so a client can set it for the server."""
+    (their_in, our_in), (our_out, their_out) = os.pipe(), os.pipe()
+    for fd, is_wanted in zip((their_in, their_out), which, strict=True):
+        os.set_blocking(fd, not is_wanted)
+    client = stage.probe("report", stdin=their_in, stdout=their_out)
+    os.close(their_in)
+    os.close(their_out)
+    client.take_over(our_in, our_out)
+    return told(client)
+
+
+@cases(smaller=4096, larger=1 << 20)
+def pipes_of_another_size(stage: Stage, size: int) -> Record:
+    (their_in, our_in), (our_out, their_out) = os.pipe(), os.pipe()
+    for fd in (their_in, their_out):
+        fcntl.fcntl(fd, F_SETPIPE_SZ, size)
+    client = stage.probe("report", stdin=their_in, stdout=their_out)
+    os.close(their_in)
+    os.close(their_out)
+    client.take_over(our_in, our_out)
+    return told(client)
 
 
 @scenario

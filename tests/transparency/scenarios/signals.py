@@ -137,7 +137,7 @@ def blocked_signals(stage: Stage) -> Record:
 def status_lines(client: Client) -> Record:
     """Only what /proc/self/status says about signals: `cat` changes none of its own."""
     output = client.receive_rest()
-    kept = [line for line in output.splitlines() if line.startswith((b"SigB", b"SigI", b"SigC"))]
+    kept = [line for line in output.splitlines() if line.startswith((b"SigB", b"SigI", b"SigC", b"SigP", b"ShdP"))]
     return {"signals": kept, **client.finish()}
 
 
