@@ -27,6 +27,7 @@ from kmd.outbox.bounds import Limits
 from kmd.outbox.database import SQLITE_VERSION
 from kmd.outbox.housekeeping import Housekeeper
 from kmd.outbox.outbox import Outbox
+from kmd.outbox.room import start_with_space
 from kmd.outbox.writer import Writer
 from kmd.paths import Places
 from kmd.sync.destination import Sender
@@ -52,6 +53,7 @@ def hold_lock(places: Places) -> Iterator[bool]:
             hint = "see 'kmctl status'; stop it first, or use another --home"
             raise DaemonRunning(f"kmd is already running for {places.meeting_dir}{who}", hint=hint) from exc
         was_clean = os.fstat(descriptor).st_size == 0
+        start_with_space(places.outbox_file)
         write_pid(places.lock_file, descriptor)
         yield was_clean
         os.ftruncate(descriptor, 0)

@@ -77,6 +77,13 @@ def plan_eviction(usage: Usage, limits: Limits, now_ns: int, *, is_over: bool) -
     return None
 
 
+def plan_for_full_disk(usage: Usage) -> Eviction | None:
+    """What may go so that new events fit into the file when the disk has no more: only what is settled."""
+    if not usage.first_seq or usage.first_seq > usage.settled_seq:
+        return None
+    return plan_for_size(usage)
+
+
 def plan_for_size(usage: Usage) -> Eviction:
     """What goes next when there is too much."""
     unstripped = max(usage.first_seq, usage.stripped_seq + 1)

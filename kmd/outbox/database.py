@@ -5,6 +5,8 @@ sqlite-utils makes and migrates the schema; each migration and its record share 
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,8 +21,8 @@ APPLICATION_ID = 0x4B4D4F42
 """'KMOB': `file` and SQLite's own tools then say what this database is."""
 SQLITE_VERSION: str = pysqlite3.sqlite_version
 BUSY_TIMEOUT_MS = 5000
-WAL_CHECKPOINT_PAGES = 4096
-"""16 MiB of log before SQLite folds it into the file."""
+WAL_CHECKPOINT_PAGES = 2048
+"""8 MiB of log before SQLite folds it into the file; no more than the ballast (kmd.outbox.room)."""
 JOURNAL_MAX_BYTES = 8 << 20
 REWRITE_BYTES = 1 << 20
 SAFE_FROM = (3, 51, 3)
@@ -124,8 +126,8 @@ def open_database(path: Path) -> tuple[Any, Any]:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         make_private(path)
         rewrite_log(path)
-        check_owner(path)
-        writer = connect(path)
+        with owned(path):
+            writer = connect(path)
         try:
             migrate(writer, path)
             reader = connect(path)
@@ -222,21 +224,28 @@ class _Transaction:
             raise translate(failed) from failed
 
 
-def check_owner(path: Path) -> None:
-    """Raises OutboxError when the file is another program's; nothing in it is changed. OutboxCorrupt as for any."""
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """
+    Raises OutboxError when the file is another program's; nothing in it is changed. OutboxCorrupt as for any.
+
+    The block opens the file for good: were it closed in between, SQLite would fold the log into it, and on a disk
+    that is full the little space that is left would go into a part of that.
+    """
     connection = pysqlite3.connect(str(path), isolation_level=None)
     connection.text_factory = bytes
     try:
         application_id = connection.execute("PRAGMA application_id").fetchone()[0]
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+        if application_id != APPLICATION_ID and {b"events", b"streams", b"_sqlite_migrations"} <= tables:
+            raise OutboxCorrupt(f"{path}: its header is damaged")
+        if application_id != APPLICATION_ID and tables:
+            raise OutboxError(f"{path}: is no outbox", hint="move it away; kmd makes a new one")
+        yield
     except UnicodeDecodeError as exc:  # SQLite's message quotes a damaged schema
         raise OutboxCorrupt(f"{path}: its schema is damaged") from exc
     finally:
         connection.close()
-    if application_id != APPLICATION_ID and {b"events", b"streams", b"_sqlite_migrations"} <= tables:
-        raise OutboxCorrupt(f"{path}: its header is damaged")
-    if application_id != APPLICATION_ID and tables:
-        raise OutboxError(f"{path}: is no outbox", hint="move it away; kmd makes a new one")
 
 
 def migrate(connection: Any, path: Path) -> None:

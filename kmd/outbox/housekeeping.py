@@ -47,4 +47,5 @@ class Housekeeper:
             pass
         while await trio.to_thread.run_sync(self._room.give_back, limiter=limiter):
             pass
+        await trio.to_thread.run_sync(self._room.fold_log, limiter=limiter)
         await trio.to_thread.run_sync(self._room.make_ballast)

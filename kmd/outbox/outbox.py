@@ -6,8 +6,8 @@ together with how far each of their streams is durable, so an acknowledgement se
 Nothing here is async; kmd calls the writing half on one thread at a time and the reading half on another.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import pysqlite3
 
-from kmd.errors import OutboxCorrupt, OutboxError
+from kmd.errors import OutboxCorrupt, OutboxError, OutboxFull
 from kmd.mcp.exchange import Position
 from kmd.mcp.message import Message
 from kmd.mcp.names import Stream
@@ -157,12 +157,12 @@ class Outbox:
 
     def open_session(self, start: SessionStart) -> KnownSession:
         """Find or make a session; a relay that connects again goes on where its streams are durable."""
-        with transaction(self._writer) as db:
+        with self._transaction() as db:
             return find_session(db, start)
 
     def commit(self, intakes: Iterable[Intake]) -> None:
         """Store all of *intakes* in one transaction; what is there already stays as it is."""
-        with transaction(self._writer) as db:
+        with self._transaction() as db:
             for intake in intakes:
                 rows = [render_row(intake, message) for message in intake.messages]
                 try:
@@ -179,13 +179,13 @@ class Outbox:
 
     def open_destination(self, name: str) -> DestinationRow:
         """Find or make a destination; a new one starts at the beginning of what is kept."""
-        with transaction(self._writer) as db:
+        with self._transaction() as db:
             db.execute("INSERT OR IGNORE INTO destinations (name, cursor, settled) VALUES (?, 0, 0)", (name,))
         return self.read_destination(name)
 
     def settle(self, name: str, seqs: Sequence[int], refused: Mapping[int, str], now_ns: int) -> None:
         """Move a destination's cursor over *seqs* (ascending); *refused* of them go to quarantine with a reason."""
-        with transaction(self._writer) as db:
+        with self._transaction() as db:
             if refused:
                 self.quarantine.keep(db, name, refused, now_ns)
             db.execute(
@@ -199,13 +199,23 @@ class Outbox:
     def settle_ends(self, name: str, ends_cursor: int, now_ns: int) -> None:
         """A destination knows the ends of sessions up to *ends_cursor*."""
         query = "UPDATE destinations SET ends_cursor = max(ends_cursor, ?), last_success_at_ns = ? WHERE name = ?"
-        with transaction(self._writer) as db:
+        with self._transaction() as db:
             db.execute(query, (ends_cursor, now_ns, name))
 
     def keep_course(self, name: str, course: str) -> None:
         """Remember how a destination is doing."""
-        with transaction(self._writer) as db:
+        with self._transaction() as db:
             db.execute("UPDATE destinations SET course = ? WHERE name = ?", (course, name))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        """One transaction; when there was no room for it, room is looked for, so that the next try may succeed."""
+        try:
+            with transaction(self._writer) as db:
+                yield db
+        except OutboxFull:
+            self.room.find_space()
+            raise
 
     # The reading half: its own connection, never waits for a commit.
 

@@ -1,11 +1,13 @@
 """Keeping the outbox within its bounds: does what kmd.outbox.bounds plans, on the writing connection."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pysqlite3
 
+from kmd.errors import OutboxFull
 from kmd.outbox.bounds import (
     HARD_ROOM_BYTES,
     VACUUM_FREE_SHARE,
@@ -15,19 +17,55 @@ from kmd.outbox.bounds import (
     Step,
     Usage,
     plan_eviction,
+    plan_for_full_disk,
 )
 from kmd.outbox.database import LAST_SEQ, transaction, translate
 
 BALLAST_BYTES = 8 << 20
 """Given up when the disk is full: in WAL mode even a deletion needs space."""
-BALLAST_SPARE_BYTES = 64 << 20
-"""The ballast is made again only when so much is free."""
+BALLAST_LEAST_BYTES = 256 << 10
+"""Less would not help; SQLite's shared memory alone takes 32 KiB."""
+BALLAST_SHARE = 1 / 16
+"""Of the whole disk: the ballast is smaller on a small one."""
+BALLAST_SPARE = 4
+"""It is made, and made again, only where so many times its size is free."""
+FULL_BELOW_BYTES = 1 << 20
+"""A disk with less free space than this counts as full."""
 COLUMNS_BUT_PAYLOAD = (
     "seq, session_id, stream, offset, idx, at_ns, kind, method, target, rpc_id, size_bytes, took_ns, outcome,"
     " error_code, sha256"
 )
 PAGES_MAX = 2**32 - 2
 """SQLite's own end."""
+
+
+def ballast_of(outbox: Path) -> Path:
+    """Where the ballast of the outbox at *outbox* is."""
+    return outbox.with_suffix(".ballast")
+
+
+def ballast_size(folder: Path) -> int:
+    """How much to set aside on the disk of *folder*."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return BALLAST_BYTES
+    return min(BALLAST_BYTES, max(BALLAST_LEAST_BYTES, int(disk.f_blocks * disk.f_frsize * BALLAST_SHARE)))
+
+
+def free_bytes(folder: Path) -> int:
+    """What this user may still write below *folder*; plenty when nobody can tell."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return 1 << 62
+    return disk.f_bavail * disk.f_frsize
+
+
+def start_with_space(outbox: Path) -> None:
+    """Before the outbox is opened: even that needs space, so on a full disk the ballast goes. Raises OSError."""
+    if free_bytes(outbox.parent) < FULL_BELOW_BYTES:
+        ballast_of(outbox).unlink(missing_ok=True)
 
 
 class Room:
@@ -39,9 +77,13 @@ class Room:
 
     def __init__(self, connection: Any, path: Path, limits: Limits) -> None:
         self._db = connection
-        self._ballast = path.with_suffix(".ballast")
+        self._ballast = ballast_of(path)
         self._page_bytes = self._scalar("PRAGMA page_size")
+        self._ballast_bytes = ballast_size(path.parent)
+        # What is in the log must fit into the file when nothing but the ballast is left.
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {max(1, self._ballast_bytes // self._page_bytes)}")
         self._is_over = False
+        self._is_pressed = False
         self.deleted_seq = (self._scalar("SELECT coalesce(min(seq), 0) FROM events") or self._scalar(LAST_SEQ) + 1) - 1
         self.limits = limits
 
@@ -54,10 +96,15 @@ class Room:
     def make_room(self, settled_seq: int, now_ns: int) -> bool:
         """Do one step if one is due. Returns whether it was. Raises OutboxError."""
         with transaction(self._db):
-            eviction = plan_eviction(self._usage(settled_seq), self.limits, now_ns, is_over=self._is_over)
+            usage = self._usage(settled_seq)
+            eviction = plan_eviction(usage, self.limits, now_ns, is_over=self._is_over)
+            is_over = eviction is not None and eviction.step is not Step.DELETE_AGED
+            if eviction is None and self._is_pressed:
+                self._is_pressed = False
+                eviction = plan_for_full_disk(usage)
             deleted_seq = self._evict(eviction, now_ns) if eviction else self.deleted_seq
         self.deleted_seq = max(self.deleted_seq, deleted_seq)
-        self._is_over = eviction is not None and eviction.step is not Step.DELETE_AGED
+        self._is_over = is_over
         return eviction is not None
 
     def give_back(self) -> bool:
@@ -71,25 +118,40 @@ class Room:
             raise translate(exc) from exc
         return True
 
-    def drop_ballast(self) -> bool:
-        """Free the ballast's space. Returns whether there was any."""
+    def fold_log(self) -> None:
+        """
+        Move what was committed from SQLite's log into the file. Raises OutboxError.
+
+        The log is folded when it is long, too; but should the disk fill up while it is, there is no space to fold it.
+        """
         try:
-            self._ballast.unlink()
-        except OSError:
-            return False
-        return True
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except pysqlite3.Error as exc:
+            failure = translate(exc)
+            if isinstance(failure, OutboxFull):
+                self.find_space()
+            raise failure from exc
+
+    def find_space(self) -> None:
+        """A commit did not fit. Gives up the ballast; on a full disk also the log, and what is settled comes next."""
+        is_full = free_bytes(self._ballast.parent) < FULL_BELOW_BYTES
+        self._ballast.unlink(missing_ok=True)
+        if is_full:
+            self._is_pressed = True
+            with suppress(pysqlite3.Error):
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def make_ballast(self) -> None:
         """Set space aside again if there is plenty."""
+        size = self._ballast_bytes
+        if self._ballast.exists() or free_bytes(self._ballast.parent) < size * BALLAST_SPARE:
+            return
         try:
-            disk = os.statvfs(self._ballast.parent)
-            if self._ballast.exists() or disk.f_bavail * disk.f_frsize < BALLAST_SPARE_BYTES + BALLAST_BYTES:
-                return
             descriptor = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError:
             return
         try:
-            os.posix_fallocate(descriptor, 0, BALLAST_BYTES)
+            os.posix_fallocate(descriptor, 0, size)
         except (OSError, AttributeError):
             self._ballast.unlink(missing_ok=True)
         finally:

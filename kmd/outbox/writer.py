@@ -85,13 +85,12 @@ class Writer:
                 return
 
     def _note_failure(self, exc: OutboxError) -> None:
-        """Show what a commit failed with, and look for room if that was the matter."""
+        """Show what a commit failed with, and have the bounds looked at if that was the matter."""
         if self.last_error is None:
             log.error("commit failed, trying again", error=str(exc), hint=exc.hint)
         self.last_error = exc
         if isinstance(exc, OutboxFull):
-            self._outbox.room.drop_ballast()
-            self._committed()  # has the bounds looked at
+            self._committed()
 
     def _drain(self, limit: int) -> list[Pending]:
         waiting: list[Pending] = []
