@@ -36,11 +36,15 @@ F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
 
 
 class Plan:
-    """What the command line asks for. name: None means the command's file name. shows: help or version instead."""
+    """
+    What the command line asks for. name: None means the command's file name. shows: help or version instead.
+    announce_fd: where the relay's pid is to be written, or -1.
+    """
 
-    __slots__ = ("command", "home", "name", "shows")
+    __slots__ = ("announce_fd", "command", "home", "name", "shows")
 
     def __init__(self) -> None:
+        self.announce_fd = -1
         self.home: str | None = None
         self.name: str | None = None
         self.shows = ""
@@ -84,12 +88,22 @@ def main() -> None:
         raise SystemExit(0)
     restore_signals()
     environ = original_environ()
+    if os.getpid() == 1:
+        plan.announce_fd = stay_as_init()
     ends = fork_relay(plan) if both_open() else None
     if ends is not None:
         for end, target in zip(ends, (0, 1), strict=True):
             os.dup2(end, target)
             os.close(end)
     become(plan.command, environ)
+
+
+def stay_as_init() -> int:
+    """As a container's first process: see kmd.shim.first. Returns, in the child, where to write the relay's pid."""
+    add_own_path()
+    from kmd.shim.first import stay  # noqa: PLC0415 - needed there alone
+
+    return stay()
 
 
 def both_open() -> bool:
@@ -231,7 +245,9 @@ def run_relay(plan: Plan, server_pid: int, relay_in: int, relay_out: int) -> Non
     """In the child: leave the client's session, fork the relay proper, run it. Never returns."""
     try:
         os.setsid()
-        if os.fork():
+        if relay := os.fork():
+            if plan.announce_fd >= 0:
+                os.write(plan.announce_fd, b"%d" % relay)
             os._exit(0)
     except BaseException:  # noqa: BLE001 - whatever it is, the server must start
         os._exit(1)
@@ -239,12 +255,17 @@ def run_relay(plan: Plan, server_pid: int, relay_in: int, relay_out: int) -> Non
         let_go_of_stderr(keep=(relay_in, relay_out))
         match_capacity(0, relay_out)
         match_capacity(1, relay_in)
-        sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
+        add_own_path()
         from kmd.shim.relay import run  # noqa: PLC0415 - after the fork: the server does not wait for it
 
         run(plan.command, plan.name, plan.home, server_pid, relay_in, relay_out)
     finally:
         os._exit(0)
+
+
+def add_own_path() -> None:
+    """Make `kmd` importable, wherever the interpreter usually looks."""
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
 
 
 def let_go_of_stderr(keep: tuple[int, int]) -> None:
