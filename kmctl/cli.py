@@ -26,20 +26,25 @@ COMPLETION_VARIABLE = "_KMCTL_COMPLETE"
 
 
 COMMANDS = {
+    "clients": "List MCP clients, their servers, and whether km is in front of them.",
     "config": "Show each setting, its value and its source.",
     "flush": "Wait until everything captured so far has been synced.",
+    "install": "Put km in front of the MCP servers of your clients, and have kmd run.",
     "init": "Write the configuration: where to sync to, or nowhere.",
     "quarantine": "Look after events that a destination refused.",
     "service": "Have kmd run from login on, and start, stop and watch it.",
     "status": "Show kmd, its outbox, live sessions and destinations.",
     "tail": "Show the last messages, and with -f those to come.",
+    "uninstall": "Put every MCP server back to what it was, and have kmd run no more.",
 }
 """
-Each command's name, which is also its module's and its function's, and the first sentence of its help.
+Each command's name, which is its function's and (but for MODULES) its module's too, and the first sentence of its help.
 
 A command's module is loaded when it is used: each costs start-up time, and `--help` needs only this table. A test
 holds the sentences to those in the modules.
 """
+MODULES = {"clients": "client_list"}
+"""Where a module cannot have its command's name: `kmctl.clients` is the package about their files."""
 
 
 class LazyGroup(click.Group):
@@ -60,7 +65,7 @@ def load_command(name: str) -> click.Command | None:
     """The command *name*, None when there is none."""
     if name not in COMMANDS:
         return None
-    command = getattr(import_module(f"kmctl.{name}"), name)
+    command = getattr(import_module(f"kmctl.{MODULES.get(name, name)}"), name)
     assert isinstance(command, click.Command)  # noqa: S101 - for mypy; a test loads each
     return command
 
@@ -85,7 +90,7 @@ def kmctl() -> None:
 
     \b
     Example:
-      kmctl init --url https://km.example.com --key-file key.txt
+      kmctl install
       kmctl status
     """
 

@@ -1,6 +1,5 @@
 """`kmctl quarantine`: the events that a destination refused, kept until a person has decided about them."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +8,7 @@ import click
 from kmctl.answers import Answer, Refused, Retried, parse_part
 from kmctl.daemon import ANSWER_TIMEOUT_S, open_answers
 from kmctl.options import Decorated, current_places, home_flag, home_option, json_option
-from kmctl.screen import print_json, print_page
+from kmctl.screen import confirm, print_json, print_page
 from kmctl.text import format_count, harmless
 
 RETRY_TIMEOUT_S = 120.0
@@ -174,13 +173,6 @@ def check_choice(number: int | None, *, everything: bool) -> None:
     """Raises click.UsageError unless there is either a number or --all."""
     if (number is None) != everything:
         raise click.UsageError("give the number of an event, or --all")
-
-
-def confirm(question: str) -> None:
-    """Raises click.Abort for a no, click.UsageError when there is nobody to ask."""
-    if not sys.stdin.isatty():
-        raise click.UsageError("there is nobody to ask: give --yes")
-    click.confirm(harmless(question), abort=True, err=True)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Where output goes: a rich console that knows whether it is a terminal, and JSON lines."""
+"""Where output goes: a rich console that knows whether it is a terminal, JSON lines, yes-or-no questions."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 import click
+
+from kmctl.text import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -33,7 +35,7 @@ def open_console(file: TextIO | None = None) -> "Console":
     return PipeConsole(
         file=stream,
         force_terminal=terminal,
-        color_system="auto" if terminal and not os.environ.get("NO_COLOR") else None,
+        color_system="auto" if may_colour(stream) else None,
         width=None if terminal else PIPE_CELLS,
         markup=False,
         emoji=False,
@@ -55,3 +57,21 @@ def print_page(page: "RenderableType") -> None:
 def print_json(value: object, *, indent: int | None = None) -> None:
     """*value* as JSON in ASCII, so that no escape sequence in it can reach a terminal."""
     click.echo(json.dumps(value, indent=indent))
+
+
+def may_colour(file: TextIO) -> bool:
+    """Whether *file* is a terminal whose user has not switched colours off."""
+    return file.isatty() and not os.environ.get("NO_COLOR")
+
+
+def confirm(question: str) -> None:
+    """
+    Go on after a yes.
+
+    Raises: click.exceptions.Exit (1) after a no, click.Abort for Ctrl-C, click.UsageError when there is nobody to ask.
+    """
+    if not sys.stdin.isatty():
+        raise click.UsageError("there is nobody to ask: give --yes")
+    if not click.confirm(harmless(question), err=True):
+        click.echo("nothing was changed", err=True)
+        raise click.exceptions.Exit(1)

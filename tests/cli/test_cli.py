@@ -166,6 +166,8 @@ HEAVY = (
     "sqlite3",
     "asyncio",
     "zstandard",
+    "ruamel",
+    "kmctl.clients",
 )
 
 

@@ -1,0 +1,78 @@
+"""
+Where undo records are kept: one file each, 0600, in a folder of the state directory. Edge.
+
+A record is on the disk before the configuration that it belongs to is touched; a run that dies in between leaves
+a record too many, never one too few. The same folder holds the lock that keeps two runs apart.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from kmctl.clients.files import DRAFT_SUFFIX, FileRefused, sync_folder, write_synced
+from kmctl.clients.undo import Undo, parse_undo, render_undo
+
+FOLDER = "undo"
+SUFFIX = ".json"
+LOCK = "lock"
+
+
+@contextmanager
+def hold_lock(state_dir: Path) -> Iterator[Path]:
+    """The folder of records below *state_dir*, for this run alone. Raises FileRefused."""
+    folder = state_dir / FOLDER
+    try:
+        state_dir.parent.mkdir(parents=True, exist_ok=True)
+        for private in (state_dir, folder):
+            private.mkdir(exist_ok=True, mode=0o700)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    except OSError as exc:
+        raise FileRefused(f"{folder}: cannot be made ({exc.strerror})", hint="check the owner of its folder") from exc
+    try:
+        lock(descriptor, folder)
+        for draft in folder.glob(f"*{DRAFT_SUFFIX}"):
+            draft.unlink(missing_ok=True)
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
+def lock(descriptor: int, folder: Path) -> None:
+    """Take the lock or raise FileRefused; the end of the process gives it back."""
+    try:
+        import fcntl
+    except ImportError:
+        return  # Windows: the check for changed files has to do
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        raise FileRefused("another kmctl is at work on the clients", hint="wait for it to end") from exc
+
+
+def save_undo(folder: Path, undo: Undo) -> None:
+    """Put a record on the disk. Raises OSError."""
+    path = folder / f"{undo.key()}{SUFFIX}"
+    draft = path.with_suffix(DRAFT_SUFFIX)
+    draft.unlink(missing_ok=True)
+    write_synced(draft, render_undo(undo).encode(), None)
+    draft.replace(path)
+    sync_folder(folder)
+
+
+def load_undos(state_dirs: Sequence[Path]) -> list[Undo]:
+    """All records that can be read, oldest first."""
+    found: list[Undo] = []
+    for state_dir in state_dirs:
+        for path in (state_dir / FOLDER).glob(f"*{SUFFIX}"):
+            try:
+                undo = parse_undo(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError):
+                continue
+            found += [undo] if undo else []
+    return sorted(found, key=lambda undo: undo.made_at)
+
+
+def drop_undo(folder: Path, undo: Undo) -> None:
+    """Forget a record, if it is kept in *folder*."""
+    (folder / f"{undo.key()}{SUFFIX}").unlink(missing_ok=True)
