@@ -29,8 +29,12 @@ NOW_NS = time.time_ns()
 """One moment for a whole run, so that every test's events lie in the past."""
 
 
-def database_url(path: Path) -> str:
-    return f"sqlite:///{path}"
+Database = Path | str
+"""A SQLite file, or the URL of any store."""
+
+
+def database_url(database: Database) -> str:
+    return f"sqlite:///{database}" if isinstance(database, Path) else database
 
 
 def make_session(session: str = "s1", name: str = "files", ended_at_ns: int | None = None) -> Session:
@@ -111,7 +115,7 @@ class Api:
         return self.get("/api/v1/stats", **parameters)
 
 
-def new_key(database: Path, tenant: str, *scopes: Scope) -> str:
+def new_key(database: Database, tenant: str, *scopes: Scope) -> str:
     """A key, made in the store itself: quicker than the command, which has tests of its own."""
     key = make_key(secrets.token_urlsafe(KEY_BYTES))
 
@@ -124,7 +128,7 @@ def new_key(database: Path, tenant: str, *scopes: Scope) -> str:
 
 
 @contextmanager
-def open_api(url: str, database: Path, tenant: str, *scopes: Scope) -> Iterator[Api]:
+def open_api(url: str, database: Database, tenant: str, *scopes: Scope) -> Iterator[Api]:
     """A client with a new key of *tenant*."""
     api = Api(url, new_key(database, tenant, *scopes))
     with api.http:
@@ -163,7 +167,7 @@ def app_in_thread(config: ServerConfig) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def open_tenant(database: Path, name: str = "acme") -> AsyncIterator[TenantStore]:
+async def open_tenant(database: Database, name: str = "acme") -> AsyncIterator[TenantStore]:
     """A tenant's part of a store of its own."""
     async with open_store(database_url(database)) as store:
         yield store.bind(await make_tenant(store, name))

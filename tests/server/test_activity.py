@@ -232,10 +232,10 @@ def test_a_page_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("extra", ["", " AND e.at_ns >= 5 AND e.at_ns < 9", " AND (e.at_ns, e.id) < (5, 5)"])
-def test_the_feed_walks_an_index(served: Served, extra: str) -> None:
+def test_the_feed_walks_an_index(served_file: Served, extra: str) -> None:
     question = f"SELECT {feed.FEED_COLUMNS} FROM events e JOIN sessions s ON s.id = e.session_id"  # noqa: S608
     plan = ask_file(
-        served.database,
+        served_file.file,
         f"EXPLAIN QUERY PLAN {question} WHERE e.tenant_id = 1{extra} ORDER BY e.at_ns DESC, e.id DESC LIMIT 5",
     )
     steps = [step[3] for step in plan]

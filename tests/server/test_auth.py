@@ -49,7 +49,7 @@ def test_without_a_live_key_nothing_is_told(
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
 @pytest.mark.parametrize("held", list(Scope))
 def test_a_key_may_do_what_its_scope_says(served: Served, method: str, path: str, scope: Scope, held: Scope) -> None:
-    with open_api(served.url, served.database, f"scoped-{next(NUMBERS)}", held) as api:
+    with open_api(served.url, served.database_url, f"scoped-{next(NUMBERS)}", held) as api:
         answer = api.http.request(method, path, headers={"Content-Type": "application/json"}, content=b"{}")
     if held is scope:
         assert answer.status_code in (200, 400)

@@ -98,9 +98,9 @@ def test_the_default_database_lies_in_the_data_folder(tmp_path: Path) -> None:
     assert stat.S_IMODE(found.stat().st_mode) == 0o600
 
 
-def test_the_life_of_a_key(served: Served) -> None:
+def test_the_life_of_a_key(served_file: Served) -> None:
     """Made, used, listed and revoked while the server runs; each step takes effect at once."""
-    place = ["--database-url", database_url(served.database)]
+    place = ["--database-url", database_url(served_file.file)]
     made = run("keys", "create", "--tenant", "living", "--scope", "read, ingest", *place)
     key = made.stdout.strip()
     assert made.stdout == key + "\n"
@@ -108,7 +108,7 @@ def test_the_life_of_a_key(served: Served) -> None:
     assert len(key) >= 46
     assert "living" in made.stderr
     assert key not in made.stderr
-    api = Api(served.url, key)
+    api = Api(served_file.url, key)
     with api.http:
         assert api.send(make_batch([make_event(1)])) == ["accepted"]
         listed = run("keys", "list", "--json", *place).stdout
@@ -125,21 +125,21 @@ def test_the_life_of_a_key(served: Served) -> None:
     assert_one_line(missing)
 
 
-def test_a_key_is_nowhere_in_the_file(api: Api, served: Served) -> None:
-    api.stats()
-    for file in served.database.parent.glob("server.db*"):
-        assert api.key.encode() not in file.read_bytes()
-        assert api.key.removeprefix("km_").encode() not in file.read_bytes()
+def test_a_key_is_nowhere_in_the_file(file_api: Api, served_file: Served) -> None:
+    file_api.stats()
+    for file in served_file.file.parent.glob("server.db*"):
+        assert file_api.key.encode() not in file.read_bytes()
+        assert file_api.key.removeprefix("km_").encode() not in file.read_bytes()
 
 
-def test_the_last_use_is_not_written_with_every_request(api: Api, served: Served) -> None:
+def test_the_last_use_is_not_written_with_every_request(file_api: Api, served_file: Served) -> None:
     question = "SELECT max(last_used_at_ns) FROM api_keys WHERE id = (SELECT max(id) FROM api_keys)"
-    api.stats()
-    api.send(make_batch([make_event(1)]))  # its commit comes after the note's
-    first = ask_file(served.database, question)
+    file_api.stats()
+    file_api.send(make_batch([make_event(1)]))  # its commit comes after the note's
+    first = ask_file(served_file.file, question)
     for number in range(5):
-        api.send(make_batch([make_event(number)]))
-    assert ask_file(served.database, question) == first != [(None,)]
+        file_api.send(make_batch([make_event(number)]))
+    assert ask_file(served_file.file, question) == first != [(None,)]
 
 
 def test_what_a_library_logs_is_not_quoted() -> None:

@@ -176,11 +176,11 @@ def test_a_session_with_a_bad_description_costs_only_its_events(api: Api) -> Non
         assert statuses[1] == "rejected", changes
 
 
-def test_the_end_of_a_session_is_filled_in_and_its_name_stays(api: Api, served: Served) -> None:
-    api.send(make_batch([make_event(1, "ends")]))
-    api.send(make_batch([], [make_session("ends", name="renamed", ended_at_ns=NOW_NS + 5)]))
-    api.send(make_batch([], [make_session("ends")]))
-    rows = ask_file(served.database, "SELECT name, ended_at_ns, events FROM sessions WHERE session = 'ends'")
+def test_the_end_of_a_session_is_filled_in_and_its_name_stays(file_api: Api, served_file: Served) -> None:
+    file_api.send(make_batch([make_event(1, "ends")]))
+    file_api.send(make_batch([], [make_session("ends", name="renamed", ended_at_ns=NOW_NS + 5)]))
+    file_api.send(make_batch([], [make_session("ends")]))
+    rows = ask_file(served_file.file, "SELECT name, ended_at_ns, events FROM sessions WHERE session = 'ends'")
     assert rows == [("files", NOW_NS + 5, 1)]
 
 

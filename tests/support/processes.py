@@ -133,12 +133,19 @@ def running_kmd(home: Path) -> Iterator[Running]:
         running.stop()
 
 
-def start_server(database: Path, port: int = 0, extra: tuple[str, ...] = ()) -> Running:
-    """Start km-server on a SQLite file with *extra* flags; `url` is where it listens."""
+def start_server(
+    database: Path, port: int = 0, extra: tuple[str, ...] = (), *, database_url: str | None = None
+) -> Running:
+    """
+    Start km-server on a SQLite file with *extra* flags; `url` is where it listens.
+
+    database_url: another store; *database* then only says where the log goes.
+    """
     log = database.with_suffix(".log")
+    store = database_url or f"sqlite:///{database}"
     with log.open("ab") as stderr:
         process = subprocess.Popen(
-            [command("km-server"), "serve", "--database-url", f"sqlite:///{database}", "--port", str(port), *extra],
+            [command("km-server"), "serve", "--database-url", store, "--port", str(port), *extra],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -153,9 +160,9 @@ def start_server(database: Path, port: int = 0, extra: tuple[str, ...] = ()) -> 
 
 
 @contextmanager
-def running_server(database: Path, port: int = 0) -> Iterator[Running]:
-    """km-server for as long as the block runs."""
-    running = start_server(database, port)
+def running_server(database: Path, port: int = 0, *, database_url: str | None = None) -> Iterator[Running]:
+    """km-server for as long as the block runs; see start_server."""
+    running = start_server(database, port, database_url=database_url)
     try:
         yield running
     finally:

@@ -81,6 +81,7 @@ def merge(known: Session, other: Session) -> Session:
         host=known.host or other.host,
         started_at_ns=known.started_at_ns or other.started_at_ns,
         ended_at_ns=known.ended_at_ns if other.ended_at_ns is None else other.ended_at_ns,
+        closed_first=other.closed_first or known.closed_first,
     )
 
 

@@ -121,8 +121,8 @@ def next_day(tenant_id: int, day: int) -> Asking[int | None]:
         (tenant_id, min(day * DAY_NS, TIME_MAX_NS), day * (DAY_NS // MINUTE_NS)),
     )
     at_ns, start = rows[0]
-    days = [at_ns // DAY_NS] * (at_ns is not None) + [start * MINUTE_NS // DAY_NS] * (start is not None)
-    return min(days) if days else None
+    found = [time // unit for time, unit in ((at_ns, DAY_NS), (start, DAY_NS // MINUTE_NS)) if time is not None]
+    return min(found) if found else None
 
 
 def rebuild_next(tenant_id: int, day: int) -> Asking[tuple[int, int] | None]:

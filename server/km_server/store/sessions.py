@@ -5,17 +5,24 @@ from km_server.store.rollup import COUNTERS, Figures
 from km_server.store.values import SessionPage, SessionQuery, StoredSession
 from kmd.wire import Session
 
-COLUMNS = "id, session, name, command, host, started_at_ns, ended_at_ns, first_at_ns, last_at_ns, " + ", ".join(
-    COUNTERS
+COLUMNS = (
+    "id, session, name, command, host, started_at_ns, ended_at_ns, closed_first, first_at_ns, last_at_ns, "
+    + ", ".join(COUNTERS)
 )
 
 
 def parse_session(row: Row) -> StoredSession:
     """A row of COLUMNS."""
     session = Session(
-        session=row[1], name=row[2], command=row[3], host=row[4], started_at_ns=row[5], ended_at_ns=row[6]
+        session=row[1],
+        name=row[2],
+        command=row[3],
+        host=row[4],
+        started_at_ns=row[5],
+        ended_at_ns=row[6],
+        closed_first=row[7],
     )
-    return StoredSession(row[0], session, row[7], row[8], Figures(*row[9:]))
+    return StoredSession(row[0], session, row[8], row[9], Figures(*row[10:]))
 
 
 def list_sessions(tenant_id: int, query: SessionQuery) -> Asking[SessionPage]:

@@ -131,18 +131,18 @@ def find_sessions(connection: sqlite3.Connection, tenant_id: int, offer: Offer) 
 def upsert_session(connection: sqlite3.Connection, tenant_id: int, session: Session) -> KnownSession:
     """Make the session, or fill in what was not known of it; what is known stays, the end may move."""
     row = connection.execute(
-        "SELECT id, name, command, host, started_at_ns, ended_at_ns FROM sessions WHERE tenant_id = ? AND session = ?",
+        "SELECT id, name, command, host, started_at_ns, ended_at_ns, closed_first FROM sessions"
+        " WHERE tenant_id = ? AND session = ?",
         (tenant_id, session.session),
     ).fetchone()
-    details = (session.command, session.host, session.started_at_ns, session.ended_at_ns)
     if row is None:
         made = connection.execute(
-            "INSERT INTO sessions (tenant_id, session, name, command, host, started_at_ns, ended_at_ns)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
-            (tenant_id, session.session, session.name, *details),
+            "INSERT INTO sessions (tenant_id, session, name, command, host, started_at_ns, ended_at_ns, closed_first)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            (tenant_id, session.session, session.name, *details_of(session)),
         ).fetchall()
         return KnownSession(made[0][0], session.name)
-    stored_id, name, command, host, started_at_ns, ended_at_ns = row
+    stored_id, name, command, host, started_at_ns, ended_at_ns, closed_first = row
     stored = Session(
         session=session.session,
         name=name,
@@ -150,14 +150,21 @@ def upsert_session(connection: sqlite3.Connection, tenant_id: int, session: Sess
         host=host,
         started_at_ns=started_at_ns,
         ended_at_ns=ended_at_ns,
+        closed_first=closed_first,
     )
     merged = merge(stored, session)
     if merged != stored:
         connection.execute(
-            "UPDATE sessions SET command = ?, host = ?, started_at_ns = ?, ended_at_ns = ? WHERE id = ?",
-            (merged.command, merged.host, merged.started_at_ns, merged.ended_at_ns, stored_id),
+            "UPDATE sessions SET command = ?, host = ?, started_at_ns = ?, ended_at_ns = ?, closed_first = ?"
+            " WHERE id = ?",
+            (*details_of(merged), stored_id),
         )
     return KnownSession(stored_id, name)
+
+
+def details_of(session: Session) -> tuple[str, str, int, int | None, str]:
+    """What may be filled in later, in the order of the statements."""
+    return session.command, session.host, session.started_at_ns, session.ended_at_ns, session.closed_first
 
 
 def insert_events(

@@ -1,5 +1,6 @@
 -- Texts sort by their bytes (COLLATE "C"), as in SQLite. Tables of a tenant's data show a connection only the rows of
--- the tenant that its transaction has named (km.tenant_id); without one they show none.
+-- the tenant that its transaction has named (km.tenant_id); without one they show none. The server's own upkeep, which
+-- moves and drops whole partitions, says km.upkeep = on instead.
 
 -- Tenants own everything. The rate is applied when cost is read. Days to keep; none is: all.
 CREATE TABLE tenants (
@@ -41,6 +42,7 @@ CREATE TABLE sessions (
     host text NOT NULL,
     started_at_ns bigint NOT NULL,
     ended_at_ns bigint,
+    closed_first text NOT NULL DEFAULT '',
     day integer NOT NULL,
     first_at_ns bigint,
     last_at_ns bigint,
@@ -52,13 +54,14 @@ CREATE TABLE sessions (
     bytes_to_server bigint NOT NULL DEFAULT 0,
     bytes_to_client bigint NOT NULL DEFAULT 0,
     UNIQUE (tenant_id, session)
-);
+) WITH (fillfactor = 70);  -- each batch updates its sessions, and no column of an index: in place
 CREATE INDEX sessions_by_start ON sessions (tenant_id, started_at_ns, id);
-CREATE INDEX sessions_by_time ON sessions (tenant_id, first_at_ns, last_at_ns);
+CREATE INDEX sessions_by_time ON sessions (tenant_id, first_at_ns);
 CREATE INDEX sessions_by_day ON sessions (day);
 
 -- Each transaction takes a block of event ids: id = block * 1024 + place, or several blocks.
 CREATE SEQUENCE event_blocks AS integer;
+SELECT nextval('event_blocks');  -- from now on its last_value is a number that was taken
 
 -- (session_id, stream, position, member) is the event's identity; position is its offset, member its index. day is its
 -- session's, in the key because a unique key must hold the partition's, and last in it because questions do not know it.
@@ -122,7 +125,7 @@ CREATE TABLE rollups (
     bytes_to_server bigint NOT NULL,
     bytes_to_client bigint NOT NULL,
     PRIMARY KEY (tenant_id, width, start, series_id)
-);
+) WITH (fillfactor = 80);
 
 CREATE TABLE latencies (
     tenant_id bigint NOT NULL,
@@ -132,22 +135,21 @@ CREATE TABLE latencies (
     bucket smallint NOT NULL,
     answers bigint NOT NULL,
     PRIMARY KEY (tenant_id, width, start, series_id, bucket)
-);
+) WITH (fillfactor = 80);
 
 -- FORCE: the owner of the tables, as whom km-server connects, is bound by the policies too. (A superuser is not.)
-DO $$
-DECLARE name text;
+CREATE FUNCTION km_guard(guarded regclass) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    FOREACH name IN ARRAY ARRAY[
-        'sessions', 'events', 'events_ancient', 'events_misfiled', 'series', 'rollups', 'latencies', 'refusals'
-    ] LOOP
-        EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
-        EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', name);
-        EXECUTE format(
-            'CREATE POLICY own_tenant ON %I'
-            ' USING (tenant_id = (SELECT nullif(current_setting(''km.tenant_id'', true), '''')::bigint))',
-            name
-        );
-    END LOOP;
+    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', guarded);
+    EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', guarded);
+    EXECUTE format(
+        'CREATE POLICY own_tenant ON %s USING ('
+        'tenant_id = (SELECT nullif(current_setting(''km.tenant_id'', true), '''')::bigint)'
+        ' OR (SELECT coalesce(current_setting(''km.upkeep'', true), '''') = ''on''))',
+        guarded
+    );
 END
 $$;
+SELECT km_guard(name::regclass) FROM unnest(ARRAY[
+    'sessions', 'events', 'events_ancient', 'events_misfiled', 'series', 'rollups', 'latencies', 'refusals'
+]) AS name;

@@ -51,6 +51,7 @@ JOIN series n ON n.tenant_id = e.tenant_id AND n.server = s.name
 DROP TABLE old_events;
 CREATE INDEX events_by_time ON events (tenant_id, at_ns, id);
 
+ALTER TABLE sessions ADD COLUMN closed_first TEXT NOT NULL DEFAULT '';
 ALTER TABLE sessions ADD COLUMN messages INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE sessions ADD COLUMN calls INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE sessions ADD COLUMN errors INTEGER NOT NULL DEFAULT 0;

@@ -1,0 +1,174 @@
+"""
+The one place that talks asyncpg: a pool, transactions, and what its errors mean.
+
+Safe behind PgBouncer in transaction mode: no named prepared statement, nothing that outlives a transaction but what
+each creates anew where it is missing, every question inside a transaction. What a transaction needs to know (tenant,
+time-outs, locks) is set with it and ends with it. asyncpg has no types: connections are Any behind this door.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import asyncpg
+
+from km_server.errors import StoreBusy, StoreError
+from km_server.store.asking import Asking
+
+T = TypeVar("T")
+
+CONNECT_S = 5.0
+ACQUIRE_S = 5.0
+"""For a connection of the pool to become free: beyond it the server is asked too much."""
+
+STATEMENT_MS = 10_000
+"""A question that takes longer is broken off."""
+
+UPKEEP_MS = 600_000
+"""For one step of upkeep or of a migration."""
+
+LOCK_MS = 5_000
+"""A lock that takes longer is somebody's long transaction: better to come again."""
+
+POOL_MAX = 12
+"""Connections of one process: two that write and ten for questions."""
+
+RETRY_S = 2
+AWAY_RETRY_S = 5
+FULL_RETRY_S = 30
+ATTEMPTS = 4
+"""Of a transaction that met another one (deadlock, serialization): the second try usually passes."""
+
+AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InterfaceError,
+    OSError,
+)
+FULL = (asyncpg.InsufficientResourcesError,)
+SHUT = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+)
+SLOW = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
+KNOWN = (*AGAIN, *AWAY, *FULL, *SHUT, *SLOW, TimeoutError)
+
+
+def translate(error: Exception) -> StoreError:
+    """What one of the KNOWN errors means for the request that met it; the text names no row and no secret."""
+    match error:
+        case asyncpg.DeadlockDetectedError() | asyncpg.SerializationError():
+            return StoreBusy("the store met itself", retry_after_s=RETRY_S)
+        case asyncpg.QueryCanceledError() | asyncpg.LockNotAvailableError():
+            return StoreBusy("the question took too long", retry_after_s=RETRY_S, hint="ask for less at once")
+        case asyncpg.InsufficientResourcesError():
+            return StoreBusy(f"PostgreSQL is full ({error.sqlstate})", retry_after_s=FULL_RETRY_S)
+        case asyncpg.InvalidAuthorizationSpecificationError():
+            return StoreError("PostgreSQL refuses the user or the password", hint="check the database URL")
+        case asyncpg.InvalidCatalogNameError():
+            return StoreError("there is no such database in PostgreSQL", hint="make it: createdb NAME")
+        case asyncpg.InsufficientPrivilegeError():
+            return StoreError(
+                "the PostgreSQL user may not do this", hint="km-server's user must own its tables and their schema"
+            )
+        case _:
+            return StoreBusy("PostgreSQL does not answer", retry_after_s=AWAY_RETRY_S, hint="is it running?")
+
+
+async def ignore(_: Any) -> None:
+    """Nothing to reset: no transaction leaves anything behind."""
+
+
+@asynccontextmanager
+async def open_pool(database_url: str) -> AsyncIterator[Any]:
+    """Connections to the database. Raises StoreError."""
+    try:
+        pool = await asyncpg.create_pool(
+            database_url,
+            min_size=1,
+            max_size=POOL_MAX,
+            timeout=CONNECT_S,
+            statement_cache_size=0,
+            reset=ignore,
+        )
+    except ValueError:
+        # the library's sentence may quote the URL, and the URL holds a password
+        raise StoreError(
+            "the database URL is not understood", hint="for example postgresql://user@host:5432/kilometers"
+        ) from None
+    except KNOWN as exc:
+        raise translate(exc) from exc
+    try:
+        yield pool
+    finally:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await pool.close()
+        except (TimeoutError, *AWAY):
+            pool.terminate()
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for a transaction. `begin`: the words after BEGIN. `more`: further settings and locks, as SQL."""
+
+    begin: str = ""
+    tenant_id: int | None = None
+    statement_ms: int = STATEMENT_MS
+    more: str = ""
+
+    def render(self) -> str:
+        """The statements that open the transaction, in one round trip."""
+        tenant = "" if self.tenant_id is None else int(self.tenant_id)
+        return (
+            f"BEGIN {self.begin}; SELECT set_config('km.tenant_id', '{tenant}', true),"
+            f" set_config('statement_timeout', '{self.statement_ms}', true),"
+            f" set_config('lock_timeout', '{LOCK_MS}', true),"
+            # a server process that stops in the middle must not keep its locks
+            f" set_config('idle_in_transaction_session_timeout', '{self.statement_ms}', true);{self.more}"
+        )
+
+
+@asynccontextmanager
+async def transaction(pool: Any, terms: Terms) -> AsyncIterator[Any]:
+    """A transaction on a connection of its own: committed at the end, rolled back on any exception."""
+    async with pool.acquire(timeout=ACQUIRE_S) as connection:
+        try:
+            await connection.execute(terms.render())
+            yield connection
+            await connection.execute("COMMIT")
+        except BaseException:
+            with suppress(*KNOWN):
+                if connection.is_in_transaction():
+                    await connection.execute("ROLLBACK")
+            raise
+
+
+async def answer(connection: Any, asking: Asking[T]) -> T:
+    """Put an asking's questions one after the other."""
+    try:
+        question = next(asking)
+        while True:
+            question = asking.send(await connection.fetch(question.text, *question.values))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+async def persist(work: Callable[[], Awaitable[T]]) -> T:
+    """Run a transaction, again when it met another one. Raises StoreError for what is KNOWN."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return await work()
+        except AGAIN as exc:
+            if attempt == ATTEMPTS:
+                raise translate(exc) from exc
+        except KNOWN as exc:
+            raise translate(exc) from exc
+    raise AssertionError

@@ -1,0 +1,266 @@
+"""
+One transaction of the bulk load: batches of one tenant, from rows to commit.
+
+The rows go by COPY into a table of the connection's own, and from there into the events with ON CONFLICT DO NOTHING;
+what comes back are the ids of the really new ones, and only those are counted. No two transactions wait for each
+other crosswise: all of them lock in the same order (the tenant's lock, known sessions by id, new sessions by name,
+events by key, rollups by key).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from km_server.store.asking import Cell
+from km_server.store.counting import CREATE_FRESH, STREAM_CODES, count_fresh
+from km_server.store.fate import UNKNOWN_SESSION
+from km_server.store.histogram import bucket_of
+from km_server.store.judge import ACCEPTED, DUPLICATE, Offer, merge
+from km_server.store.payload import pack
+from km_server.store.postgres.driver import STATEMENT_MS, Terms, answer, transaction
+from km_server.store.postgres.migrate import LOCK_CLASS
+from km_server.store.removal import count_refusals
+from kmd.wire import Session
+
+BLOCK = 1024
+"""Event ids that one number of the sequence stands for."""
+
+NEWS_CLASS = 0x4B4E
+"""The first key of the locks that say from which block on events are being written (see store.newest_id)."""
+
+COLUMNS = (
+    "id, session_id, position, member, series_id, at_ns, size_bytes, took_ns, error_code, day, stream, bucket, risk,"
+    " truncated, packed, kind, method, target, rpc_id, outcome, sha256, extra, payload"
+)
+COLUMN_NAMES = tuple(COLUMNS.split(", "))
+INCOMING = "incoming_v1"
+CREATE_INCOMING = f"""
+CREATE TEMP TABLE IF NOT EXISTS {INCOMING} (
+    id bigint, session_id bigint, position bigint, member bigint, series_id bigint, at_ns bigint, size_bytes bigint,
+    took_ns bigint, error_code bigint, day integer, stream smallint, bucket smallint, risk smallint, truncated smallint,
+    packed smallint, kind text, method text, target text, rpc_id text, outcome text, sha256 text, extra bytea,
+    payload bytea
+) ON COMMIT DELETE ROWS
+"""
+INSERT_NEW = (
+    f"INSERT INTO events (tenant_id, {COLUMNS}) SELECT $1::bigint, {COLUMNS} FROM {INCOMING}"
+    " ORDER BY session_id, stream, position, member, id ON CONFLICT DO NOTHING RETURNING id"
+)
+SESSION_COLUMNS = "id, session, name, command, host, started_at_ns, ended_at_ns, closed_first, day"
+Row = tuple[Cell, ...]
+SeriesIds = dict[tuple[int, str, str, str], int]
+"""The id of each tenant's server, method and target; '' is none."""
+
+SERIES_KEPT = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A stored session: its row, the day that says its partition, and what is known of it."""
+
+    id: int
+    day: int
+    session: Session
+
+
+@dataclass(slots=True)
+class Load:
+    """The batches of one transaction, and the connections and ids that it works with."""
+
+    pool: Any
+    tenant_id: int
+    offers: Sequence[Offer]
+    series: SeriesIds
+    made: SeriesIds = field(default_factory=dict)
+    known: dict[str, Known] = field(default_factory=dict)
+
+    @property
+    def terms(self) -> Terms:
+        """
+        The tenant's lock is shared: only what needs the tenant's data for itself has to wait (see store.change).
+
+        The second lock is taken before any id: no event of this transaction has an id of the block in it, or before.
+        """
+        more = (
+            f" SELECT set_config('client_min_messages', 'warning', true),"
+            f" pg_advisory_xact_lock_shared({LOCK_CLASS}, {self.tenant_id}),"
+            f" pg_advisory_xact_lock_shared({NEWS_CLASS}, (SELECT last_value FROM event_blocks)::integer);"
+            f" {CREATE_INCOMING}; {CREATE_FRESH} ON COMMIT DELETE ROWS;"
+        )
+        return Terms(tenant_id=self.tenant_id, statement_ms=3 * STATEMENT_MS, more=more)
+
+    async def run(self) -> None:
+        """Store the batches and commit; their verdicts are filled in."""
+        async with transaction(self.pool, self.terms) as connection:
+            await self.find_sessions(connection)
+            places = self.place_events()
+            fresh = await self.insert(connection, places) if places else set()
+            for number, (offer, place) in enumerate(places):
+                offer.verdicts[place] = ACCEPTED if number in fresh else DUPLICATE
+            for offer in self.offers:
+                if refused := offer.refused():
+                    await answer(connection, count_refusals(self.tenant_id, refused))
+
+    async def find_sessions(self, connection: Any) -> None:
+        """Find the sessions of all batches, make the new ones, fill in what was not known."""
+        described: dict[str, tuple[Session, int]] = {}
+        for offer in self.offers:
+            for name, (session, day) in offer.sessions.items():
+                before = described.get(name)
+                described[name] = (merge(before[0], session), before[1]) if before else (session, day)
+        wanted = {*described, *(name for offer in self.offers for name in offer.places)}
+        await self.read_sessions(connection, wanted)
+        missing = sorted(described.keys() - self.known.keys())
+        if missing:
+            await self.make_sessions(connection, [described[name] for name in missing])
+        for name in sorted(described):
+            known, (session, _) = self.known[name], described[name]
+            merged = merge(known.session, session)
+            if merged != known.session:
+                await connection.execute(
+                    "UPDATE sessions SET command = $2, host = $3, started_at_ns = $4, ended_at_ns = $5,"
+                    " closed_first = $6 WHERE id = $1",
+                    known.id,
+                    *(merged.command, merged.host, merged.started_at_ns, merged.ended_at_ns, merged.closed_first),
+                )
+
+    async def read_sessions(self, connection: Any, names: set[str]) -> None:
+        """Read sessions, and keep others from changing them until the commit."""
+        rows = await connection.fetch(
+            f"SELECT {SESSION_COLUMNS} FROM sessions WHERE tenant_id = $1 AND session = ANY($2::text[])"
+            " ORDER BY id FOR NO KEY UPDATE",
+            self.tenant_id,
+            list(names),
+        )
+        for row in rows:
+            session = Session(
+                session=row[1],
+                name=row[2],
+                command=row[3],
+                host=row[4],
+                started_at_ns=row[5],
+                ended_at_ns=row[6],
+                closed_first=row[7],
+            )
+            self.known[row[1]] = Known(row[0], row[8], session)
+
+    async def make_sessions(self, connection: Any, new: Sequence[tuple[Session, int]]) -> None:
+        """Make sessions, in the order of their names; another process may make some of them first."""
+        sessions = [session for session, _ in new]
+        await connection.execute(
+            f"INSERT INTO sessions (tenant_id, {SESSION_COLUMNS.removeprefix('id, ')})"
+            " SELECT $1::bigint, u.* FROM unnest("
+            "$2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::text[], $9::integer[]"
+            ") AS u ORDER BY 2 ON CONFLICT (tenant_id, session) DO NOTHING",
+            self.tenant_id,
+            [session.session for session in sessions],
+            [session.name for session in sessions],
+            [session.command for session in sessions],
+            [session.host for session in sessions],
+            [session.started_at_ns for session in sessions],
+            [session.ended_at_ns for session in sessions],
+            [session.closed_first for session in sessions],
+            [day for _, day in new],
+        )
+        await self.read_sessions(connection, {session.session for session in sessions})
+
+    def place_events(self) -> list[tuple[Offer, int]]:
+        """Where the events that can be stored are; those of unknown sessions get their verdict."""
+        places = []
+        for offer in self.offers:
+            for name, wanted in offer.places.items():
+                if name in self.known:
+                    places += [(offer, place) for place in wanted]
+                else:
+                    offer.answer(name, UNKNOWN_SESSION)
+        return places
+
+    async def insert(self, connection: Any, places: Sequence[tuple[Offer, int]]) -> set[int]:
+        """Insert events and count the new ones. Returns their numbers in *places*."""
+        blocks = await connection.fetch(
+            "SELECT nextval('event_blocks') FROM generate_series(1, $1)", -(-len(places) // BLOCK)
+        )
+        first_ids = [row[0] * BLOCK for row in blocks]
+        series = await self.intern(connection, places)
+        rows = [
+            self.render(first_ids[number // BLOCK] + number % BLOCK, series, offer, place)
+            for number, (offer, place) in enumerate(places)
+        ]
+        await connection.copy_records_to_table(INCOMING, records=rows, columns=COLUMN_NAMES)
+        new = [row[0] for row in await connection.fetch(INSERT_NEW, self.tenant_id)]
+        if len(new) < len(rows):
+            await connection.execute(f"DELETE FROM {INCOMING} WHERE id <> ALL($1::bigint[])", new)
+        if new:
+            await answer(connection, count_fresh(self.tenant_id, f"{INCOMING} e"))
+        numbers = {first: number * BLOCK for number, first in enumerate(first_ids)}
+        return {numbers[row_id - row_id % BLOCK] + row_id % BLOCK for row_id in new}
+
+    async def intern(self, connection: Any, places: Sequence[tuple[Offer, int]]) -> SeriesIds:
+        """The ids of the events' series, those made that are new."""
+        wanted = {self.series_of(offer, place) for offer, place in places}
+        missing = sorted(wanted - self.series.keys())
+        if missing:
+            await self.make_series(connection, missing)
+        return {series: self.series.get(series) or self.made[series] for series in wanted}
+
+    async def make_series(self, connection: Any, missing: Sequence[tuple[int, str, str, str]]) -> None:
+        """Make series, in the order of their keys; another process may make some of them first."""
+        keys = [series_key(*series[1:]) for series in missing]
+        await connection.execute(
+            "INSERT INTO series (tenant_id, key, server, method, target)"
+            " SELECT $1::bigint, u.* FROM unnest($2::bytea[], $3::text[], $4::text[], $5::text[]) AS u ORDER BY 1, 2"
+            " ON CONFLICT (tenant_id, key) DO NOTHING",
+            self.tenant_id,
+            keys,
+            *([series[part] for series in missing] for part in (1, 2, 3)),
+        )
+        rows = await connection.fetch(
+            "SELECT server, method, target, id FROM series WHERE tenant_id = $1 AND key = ANY($2::bytea[])",
+            self.tenant_id,
+            keys,
+        )
+        for row in rows:
+            self.made[(self.tenant_id, row[0], row[1], row[2])] = row[3]
+
+    def series_of(self, offer: Offer, place: int) -> tuple[int, str, str, str]:
+        """What the event is counted under."""
+        event = offer.arrivals[place].event
+        return (self.tenant_id, self.known[event.session].session.name, event.method or "", event.target or "")
+
+    def render(self, row_id: int, series: SeriesIds, offer: Offer, place: int) -> Row:
+        """The event's row, in the order of COLUMNS."""
+        arrival = offer.arrivals[place]
+        event = arrival.event
+        known = self.known[event.session]
+        packed, payload = pack(arrival.payload)
+        return (
+            row_id,
+            known.id,
+            event.offset,
+            event.index,
+            series[(self.tenant_id, known.session.name, event.method or "", event.target or "")],
+            event.at_ns,
+            event.size_bytes,
+            event.took_ns,
+            event.error_code,
+            known.day,
+            STREAM_CODES[event.stream],
+            None if event.took_ns is None else bucket_of(event.took_ns),
+            arrival.risk,
+            int(event.truncated),
+            packed,
+            event.kind._value_,
+            event.method,
+            event.target,
+            event.rpc_id,
+            None if event.outcome is None else event.outcome._value_,
+            event.sha256,
+            arrival.extra,
+            payload,
+        )
+
+
+def series_key(server: str, method: str, target: str) -> bytes:
+    """The hash of a series' three texts (none of which holds a NUL)."""
+    return sha256("\0".join((server, method, target)).encode()).digest()
