@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web
 
-from km_server.api import health
+from km_server.api import health, whoami
 from km_server.api import routes as api
 from km_server.config import ServerConfig, read_version
 from km_server.connections import Door, Factory
@@ -71,7 +71,7 @@ def create_app(config: ServerConfig, rates: Rates | None = None) -> web.Applicat
     app[REQUEST_RATE], app[EVENT_RATE] = rates.requests, rates.events
     app.cleanup_ctx.append(store_ctx)
     app.on_response_prepare.append(add_headers)
-    app.add_routes([*ingest.ROUTES, *api.ROUTES, *health.ROUTES])
+    app.add_routes([*ingest.ROUTES, *api.ROUTES, *whoami.ROUTES, *health.ROUTES])
     return app
 
 

@@ -33,12 +33,18 @@ def parse_bearer(header: str | None) -> str:
     return key
 
 
-async def authenticate(store: Store, header: str | None, scope: Scope) -> ApiKey:
-    """The live key that a request shows, if it may do *scope*. Raises ApiError: 401, 403."""
+async def recognise(store: Store, header: str | None) -> ApiKey:
+    """The live key that a request shows. Raises ApiError 401."""
     digest = digest_key(parse_bearer(header))
     key = await store.find_key(digest)
     if key is None or not hmac.compare_digest(key.digest, digest):
         raise unauthorized("bad_key", "this API key is unknown or revoked")
+    return key
+
+
+async def authenticate(store: Store, header: str | None, scope: Scope) -> ApiKey:
+    """The live key that a request shows, if it may do *scope*. Raises ApiError: 401, 403."""
+    key = await recognise(store, header)
     if scope not in key.scopes:
         raise ApiError(
             403,

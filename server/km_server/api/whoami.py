@@ -1,0 +1,31 @@
+"""`GET /api/v1/whoami`: whose the key is and what it may do. Any live key may ask; `kmctl login` does."""
+
+import msgspec
+from aiohttp import web
+
+from km_server.auth import charge, describe_limits, recognise
+from km_server.config import read_version
+from km_server.context import CONFIG, LIMIT_HEADERS, STORE
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """The key's tenant and scopes, when it expires (`null`: never), and the server's version."""
+
+    tenant: str
+    scopes: tuple[str, ...]
+    expires_at_ns: int | None
+    version: str
+
+
+async def get_whoami(request: web.Request) -> web.Response:
+    """The identity behind the key that the request shows. Raises ApiError: 401, 429."""
+    request[LIMIT_HEADERS] = describe_limits(request.app[CONFIG])
+    key = await recognise(request.app[STORE], request.headers.get("Authorization"))
+    charge(request, key)
+    identity = Identity(
+        key.tenant.name, tuple(sorted(scope.value for scope in key.scopes)), key.expires_at_ns, read_version()
+    )
+    return web.Response(body=msgspec.json.encode(identity), content_type="application/json")
+
+
+ROUTES = (web.get("/api/v1/whoami", get_whoami),)
