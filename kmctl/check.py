@@ -31,11 +31,12 @@ WRONG_URL = "give the root URL of a km-server, for example https://km.example.co
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back: the status, where a redirect points, at most BODY_MAX_BYTES of the body."""
+    """What came back: the status, where a redirect points, at most BODY_MAX_BYTES of the body, the server's time."""
 
     status: int
     location: str
     body: bytes
+    date: str = ""
 
 
 def check_server(url: str, key: str, batch_id: str) -> None:
@@ -44,25 +45,34 @@ def check_server(url: str, key: str, batch_id: str) -> None:
 
     Raises: DeliveryError (the server refuses, or is no km-server) or ServerUnreachable, with what to do.
     """
-    import httpx
-    import trio
-
-    async def post() -> Reply:
-        with trio.fail_after(CHECK_TIMEOUT_S):
-            return await post_batch(url, key, msgspec.json.encode(Batch(batch_id=batch_id)))
-
-    try:
-        reply = trio.run(post)
-    except trio.TooSlowError as exc:
-        raise ServerUnreachable(f"{url}: no answer within {CHECK_TIMEOUT_S:.0f} s", hint=LATER) from exc
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as exc:
-        raise judge_failure(exc, url) from exc
+    reply = ask_server(url, PATH, key, msgspec.json.encode(Batch(batch_id=batch_id)))
     if problem := judge_answer(reply, batch_id, url):
         raise problem
 
 
-async def post_batch(url: str, key: str, body: bytes) -> Reply:
-    """One POST without redirects and without content codings, so that BODY_MAX_BYTES bounds it."""
+def ask_server(url: str, path: str, key: str, body: bytes | None = None) -> Reply:
+    """
+    The answer to a GET of *path*, or, with a *body*, to a POST.
+
+    Raises ServerUnreachable: there is no whole answer within CHECK_TIMEOUT_S.
+    """
+    import httpx
+    import trio
+
+    async def ask() -> Reply:
+        with trio.fail_after(CHECK_TIMEOUT_S):
+            return await send(url + path, key, body)
+
+    try:
+        return trio.run(ask)
+    except trio.TooSlowError as exc:
+        raise ServerUnreachable(f"{url}: no answer within {CHECK_TIMEOUT_S:.0f} s", hint=LATER) from exc
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as exc:
+        raise judge_failure(exc, url) from exc
+
+
+async def send(address: str, key: str, body: bytes | None) -> Reply:
+    """One request without redirects and without content codings, so that BODY_MAX_BYTES bounds it."""
     import httpx
 
     headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -70,9 +80,10 @@ async def post_batch(url: str, key: str, body: bytes) -> Reply:
         headers["Authorization"] = f"Bearer {key}"
     async with (
         httpx.AsyncClient(timeout=CHECK_TIMEOUT_S, follow_redirects=False) as client,
-        client.stream("POST", url + PATH, content=body, headers=headers) as response,
+        client.stream("GET" if body is None else "POST", address, content=body, headers=headers) as response,
     ):
-        return Reply(response.status_code, response.headers.get("Location", ""), await read_body(response))
+        told = response.headers
+        return Reply(response.status_code, told.get("Location", ""), await read_body(response), told.get("Date", ""))
 
 
 async def read_body(response: "httpx.Response") -> bytes:

@@ -27,10 +27,12 @@ COMPLETION_VARIABLE = "_KMCTL_COMPLETE"
 
 COMMANDS = {
     "clients": "List MCP clients, their servers, and whether km is in front of them.",
-    "config": "Show each setting, its value and its source.",
+    "config": "Show and change settings, with their sources.",
     "flush": "Wait until everything captured so far has been synced.",
     "install": "Put km in front of the MCP servers of your clients, and have kmd run.",
     "init": "Write the configuration: where to sync to, or nowhere.",
+    "login": "Store a server's API key, after asking the server whose it is.",
+    "logout": "Forget a server's API key, wherever it is kept.",
     "quarantine": "Look after events that a destination refused.",
     "service": "Have kmd run from login on, and start, stop and watch it.",
     "status": "Show kmd, its outbox, live sessions and destinations.",

@@ -1,7 +1,7 @@
 """
 Changing one destination in a config file that a person may have edited. Pure: text in, text out.
 
-Only the lines of that destination's name, url and key are touched. The result is parsed again and must say
+Only the lines of that destination's name, url, key and key_from are touched. The result is parsed again and must say
 exactly what was wanted: a file that is laid out in a way not foreseen here is refused, never damaged.
 """
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import tomli_w
 
-from kmd.config import DEFAULT_NAME, LOCAL_ONLY, Destination, parse_config, parse_toml
+from kmd.config import DEFAULT_NAME, DESTINATION_KEYS, LOCAL_ONLY, Destination, parse_config, parse_toml
 from kmd.errors import ConfigError
 
 HEADER = re.compile(r"""[ \t]*\[\[[ \t]*(?:destinations|"destinations"|'destinations')[ \t]*\]\][ \t]*(?:#.*)?""")
 ANY_HEADER = re.compile(r"[ \t]*\[")
-KEY = re.compile(r"""[ \t]*["']?(name|url|key)["']?[ \t]*=""")
+KEY = re.compile(r"""[ \t]*["']?(name|url|key|key_from)["']?[ \t]*=""")
 
 Row = dict[str, str]
 
@@ -50,7 +50,7 @@ def put_destination(text: str, destination: Destination, path: Path | None) -> s
 
 def render_row(destination: Destination) -> Row:
     """A destination as its table in the file; an empty key is left out."""
-    row = {"name": destination.name, "url": destination.url, "key": destination.key}
+    row = {key: getattr(destination, key) for key in DESTINATION_KEYS}
     return {key: text for key, text in row.items() if text}
 
 
@@ -77,7 +77,7 @@ def append_block(text: str, row: Row) -> str:
 
 
 def replace_block(text: str, number: int, row: Row) -> str:
-    """*text* with the lines of name, url and key of the `[[destinations]]` table *number* (from 0) made *row*."""
+    """*text* with the lines of name, url and keys of the `[[destinations]]` table *number* (from 0) made *row*."""
     lines = text.split("\n")
     headers = [place for place, line in enumerate(lines) if HEADER.fullmatch(line.rstrip("\r"))]
     if number >= len(headers):

@@ -3,12 +3,11 @@
 import sys
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from kmctl.daemon import ask
+from kmctl.config_file import read_config, reload_daemon, write_config
 from kmctl.edit import put_destination
 from kmctl.options import current_places, home_flag, home_option, json_option
 from kmctl.screen import print_json
@@ -22,9 +21,8 @@ from kmd.config import (
     check_url,
     parse_config,
     render_config,
-    write_private,
 )
-from kmd.errors import ConfigError, DaemonUnavailable, KilometersError
+from kmd.errors import ConfigError
 
 KEY_MAX_BYTES = 4096
 """A key file holds one key; what is longer is another file."""
@@ -164,16 +162,6 @@ def read_key(answers: Answers) -> str | None:
     return key
 
 
-def read_config(path: Path) -> str | None:
-    """The text of the file at *path*, None when there is none. Raises ConfigError."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(path, "", f"cannot be read ({type(exc).__name__})", hint="check its permissions") from exc
-
-
 def plan_text(text: str | None, destination: Destination | None, path: Path, *, local: bool, force: bool) -> str:
     """
     What the file at *path* should say, given the *text* that it has. Pure.
@@ -200,33 +188,6 @@ def check_destination(destination: Destination) -> None:
     from kmctl.check import check_server
 
     check_server(destination.url, destination.key, str(uuid.uuid4()))
-
-
-def write_config(path: Path, old: str | None, new: str) -> Path | None:
-    """Write *new* unless it is there already; returns where *old* was kept. Raises ConfigError."""
-    if new == old:
-        return None
-    backup = None
-    try:
-        if old is not None:
-            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-            backup = path.with_name(f"{path.name}.{stamp}.bak")
-            write_private(backup, old)
-        write_private(path, new)
-    except OSError as exc:
-        raise ConfigError(path, "", f"cannot be written ({exc.strerror})", hint="check its folder's owner") from exc
-    return backup
-
-
-def reload_daemon(socket: Path) -> tuple[bool, str]:
-    """Have kmd read the file again: whether it did, and its own words when it could not."""
-    try:
-        ask(socket, {"op": "reload"})
-    except DaemonUnavailable:
-        return False, ""
-    except KilometersError as exc:
-        return False, f"{exc}" + (f" ({exc.hint})" if exc.hint else "")
-    return True, ""
 
 
 def describe_done(done: Done) -> dict[str, object]:

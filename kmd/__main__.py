@@ -8,8 +8,9 @@ import click
 import trio
 
 from kmd.config import load_config
-from kmd.daemon import run_daemon
+from kmd.daemon import run_daemon, warn_of_keys
 from kmd.errors import KilometersError, OutboxCorrupt
+from kmd.keys import resolve_keys
 from kmd.logs import configure_logs, redirect_stderr
 from kmd.paths import find_places
 
@@ -26,8 +27,9 @@ def main(home: Path | None, log_file: Path | None) -> None:
         if log_file is not None:
             redirect_stderr(log_file)
         places = find_places(home, os.environ)
-        config = load_config(places.config_file, os.environ)
+        config, problems = resolve_keys(load_config(places.config_file, os.environ), places.config_file)
         configure_logs(config.log_level)
+        warn_of_keys(problems)
         try:
             trio.run(run_daemon, places, config, dict(os.environ))
         except* OutboxCorrupt:  # found while running: the next start checks the file and repairs it

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import tomli_w
 
 from kmd.errors import ConfigError
+from kmd.toml_lines import find_line
 
 Value = int | str | bool
 
@@ -90,6 +91,8 @@ SETTINGS = (
     ),
     Setting("sync.timeout_s", "timeout_s", 30, "Total seconds that one POST may take.", least=1, most=600),
 )
+KEY_SOURCES = ("keyring", "file")
+DESTINATION_KEYS = ("name", "url", "key", "key_from")
 DEFAULT_NAME = "default"
 NAME_MAX_CHARS = 100
 """Of a destination's name: it stands in tables and log lines."""
@@ -97,11 +100,21 @@ NAME_MAX_CHARS = 100
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A km-server to sync to. `url` is its root; the key is never shown."""
+    """
+    A km-server to sync to. `url` is its root; the key is never shown.
+
+    key_from: where the key is when it does not stand here (kmd.keys).
+    """
 
     name: str
     url: str
     key: str = ""
+    key_from: str = ""
+
+    @property
+    def has_key(self) -> bool:
+        """Whether there is a key here or elsewhere."""
+        return bool(self.key or self.key_from)
 
     def __repr__(self) -> str:
         return f"Destination(name={self.name!r}, url={self.url!r})"
@@ -135,8 +148,19 @@ def load_config(path: Path, environ: Mapping[str, str]) -> Config:
 
 
 def parse_config(text: str, environ: Mapping[str, str], path: Path | None = None) -> Config:
-    """Check TOML *text* against the table. Raises ConfigError naming file, key and what to do."""
+    """Check TOML *text* against the table. Raises ConfigError naming file, key, line and what to do."""
     tables = parse_toml(text, path)
+    try:
+        return check_tables(tables, environ, path)
+    except ConfigError as exc:
+        line = find_line(text, exc.key) if exc.path == path else None
+        if line is None:
+            raise
+        raise ConfigError(path, exc.key, exc.problem, hint=exc.hint, line=line) from exc
+
+
+def check_tables(tables: Mapping[str, Any], environ: Mapping[str, str], path: Path | None) -> Config:
+    """Check what a file says. Raises ConfigError naming file, key and what to do."""
     known = {setting.name.split(".")[0] for setting in SETTINGS} | {"destinations"}
     for table in tables:
         if table not in known:
@@ -221,15 +245,27 @@ def parse_destinations(rows: object, path: Path | None) -> tuple[Destination, ..
     for number, row in enumerate(rows, 1):
         where = f"destinations[{number}]"
         if not isinstance(row, dict) or not all(isinstance(value, str) for value in row.values()):
-            raise ConfigError(path, where, "must be a table of texts", hint="name, url, key")
-        if unknown := set(row) - {"name", "url", "key"}:
-            raise ConfigError(path, f"{where}.{min(unknown)}", "no such setting", hint="known: name, url, key")
+            raise ConfigError(path, where, "must be a table of texts", hint=", ".join(DESTINATION_KEYS))
+        if unknown := set(row) - set(DESTINATION_KEYS):
+            hint = f"known: {', '.join(DESTINATION_KEYS)}"
+            raise ConfigError(path, f"{where}.{min(unknown)}", "no such setting", hint=hint)
         name = check_name(row.get("name", DEFAULT_NAME), path, f"{where}.name")
         if name in {other.name for other in found}:
             raise ConfigError(path, f"{where}.name", f"{name!r} is used twice", hint="give each its own name")
         url = check_url(row.get("url", ""), path, f"{where}.url")
-        found.append(Destination(name, url, check_key(row.get("key", ""), path, f"{where}.key")))
+        key = check_key(row.get("key", ""), path, f"{where}.key")
+        key_from = check_key_from(row.get("key_from", ""), key, path, f"{where}.key_from")
+        found.append(Destination(name, url, key, key_from))
     return tuple(found)
+
+
+def check_key_from(key_from: str, key: str, path: Path | None, where: str) -> str:
+    """*key_from*, perhaps empty. Raises ConfigError for an unknown place, or when the key stands here as well."""
+    if key_from and key_from not in KEY_SOURCES:
+        raise ConfigError(path, where, f"must be one of {', '.join(KEY_SOURCES)}", hint="'kmctl login' writes it")
+    if key_from and key:
+        raise ConfigError(path, where, "contradicts the key beside it", hint="keep one of the two")
+    return key_from
 
 
 def check_name(name: str, path: Path | None, where: str) -> str:
@@ -280,7 +316,7 @@ def render_config(destinations: tuple[Destination, ...]) -> str:
     for table, body in tables.items():
         lines += ["", f"[{table}]", *body]
     for destination in destinations:
-        row = {"name": destination.name, "url": destination.url, "key": destination.key}
+        row = {key: getattr(destination, key) for key in DESTINATION_KEYS}
         lines += [
             "",
             "[[destinations]]",

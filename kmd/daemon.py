@@ -5,7 +5,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from kmd.intake.adoption import Adopter
 from kmd.intake.connection import serve_relay
 from kmd.intake.local_socket import is_own_peer, listen, make_private_dir
 from kmd.intake.sessions import Sessions
+from kmd.keys import resolve_keys
 from kmd.notify import READY, STOPPING, notify
 from kmd.outbox.bounds import Limits
 from kmd.outbox.database import SQLITE_VERSION
@@ -138,13 +139,21 @@ async def wait_for_end(control: Control) -> None:
 
 async def reload(places: Places, environ: Mapping[str, str], outbox: Outbox, sessions: Sessions, fleet: Fleet) -> None:
     """Read the configuration again. Raises ConfigError; then nothing has changed."""
-    config = load_config(places.config_file, environ)
+    written = load_config(places.config_file, environ)
+    config, problems = await trio.to_thread.run_sync(resolve_keys, written, places.config_file)
+    warn_of_keys(problems)
     sessions.max_message_bytes = config.max_message_bytes
     sessions.keep_payloads = config.keep_payloads
     limits = Limits.of(config.outbox_max_bytes, config.outbox_max_age_days)
     await trio.to_thread.run_sync(outbox.room.set_limits, limits, limiter=sessions.writer.one_at_a_time)
     await fleet.apply(config)
     log.info("configuration read", destinations=[destination.name for destination in config.destinations])
+
+
+def warn_of_keys(problems: Sequence[KilometersError]) -> None:
+    """Keys that should be somewhere and are not: the server will refuse, and kmd goes on keeping."""
+    for problem in problems:
+        log.warning("a key cannot be read", error=str(problem), hint=problem.hint)
 
 
 async def accept_relays(listener: trio.SocketListener, sessions: Sessions, adopter: Adopter) -> None:

@@ -18,11 +18,14 @@ class KilometersError(Exception):
 class ConfigError(KilometersError):
     """The configuration cannot be used: show file and key, change nothing."""
 
-    def __init__(self, path: Path | None, key: str, problem: str, *, hint: str = "") -> None:
+    def __init__(self, path: Path | None, key: str, problem: str, *, hint: str = "", line: int | None = None) -> None:
         where = ": ".join(part for part in (str(path) if path else "", key) if part)
-        super().__init__(f"{where}: {problem}" if where else problem, hint=hint)
+        at = f" (line {line})" if line is not None else ""
+        super().__init__(f"{where}: {problem}{at}" if where else f"{problem}{at}", hint=hint)
         self.path = path
         self.key = key
+        self.problem = problem
+        self.line = line
 
 
 class DaemonUnavailable(KilometersError):

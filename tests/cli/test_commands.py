@@ -244,7 +244,8 @@ def test_config_shows_values_and_sources_but_no_key(
     shown = json.loads(as_json)
     assert [row["name"] for row in shown["settings"]] == [setting.name for setting in SETTINGS]
     assert {row["name"]: row["source"] for row in shown["settings"]}["sync.timeout_s"] == "environment"
-    assert shown["destinations"] == [{"name": "default", "url": "https://km.example.com", "key": "set"}]
+    (destination_shown,) = shown["destinations"]
+    assert destination_shown == {"name": "default", "url": "https://km.example.com", "key": "set", "key_from": None}
     assert (shown["file"], shown["exists"]) == (str(tmp_path / "config.toml"), True)
 
 

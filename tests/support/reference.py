@@ -19,8 +19,9 @@ This page is made from the table of settings in `kmd/config.py` by `python -m te
 holds the two together.
 
 `kmctl init` writes `config.toml` with every setting in it as a comment. `kmctl config` shows where the file
-is, each value, and where it comes from: the environment, else the file, else the default. kmd reads the file
-when it starts, when `kmctl init` has changed it, and on SIGHUP. A misspelt name is an error, never ignored.
+is, each value, and where it comes from: the environment, else the file, else the default; `kmctl config set` changes
+one. kmd reads the file when it starts, when kmctl has changed it, and on SIGHUP. A misspelt name is an error, never
+ignored, and names its line.
 
 With `--home DIR` (else `KM_HOME`) the file is `DIR/config.toml`; without, it is in the platform's place for
 configuration.
@@ -42,7 +43,9 @@ key = "km_…"
 
 - `name`: what `kmctl status` calls it; each has its own, `default` when left out
 - `url`: the server's root, `http://` or `https://`, without user, password, query or fragment
-- `key`: the API key that `km-server keys create` printed; kept in this file only, which is readable by you alone
+- `key`: the API key that `km-server keys create` printed; this file is readable by you alone
+- `key_from`: where the key is instead: `keyring` (the operating system's) or `file` (`keys.toml` beside this file,
+  readable by you alone); `kmctl login` puts it there and writes this line
 """
 
 

@@ -1,0 +1,65 @@
+"""Reading and replacing the config file: the one before stays beside it, and a running kmd is told."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kmctl.daemon import ask
+from kmd.config import write_private
+from kmd.errors import ConfigError, DaemonUnavailable, KilometersError
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a change. backup: where the file before is. reload_error: kmd's own words."""
+
+    changed: bool
+    backup: Path | None
+    reloaded: bool
+    reload_error: str
+
+
+def read_config(path: Path) -> str | None:
+    """The text of the file at *path*, None when there is none. Raises ConfigError."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(path, "", f"cannot be read ({type(exc).__name__})", hint="check its permissions") from exc
+
+
+def write_config(path: Path, old: str | None, new: str) -> Path | None:
+    """Write *new* unless it is there already; returns where *old* was kept. Raises ConfigError."""
+    if new == old:
+        return None
+    backup = None
+    try:
+        if old is not None:
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+            backup = path.with_name(f"{path.name}.{stamp}.bak")
+            write_private(backup, old)
+        write_private(path, new)
+    except OSError as exc:
+        raise ConfigError(path, "", f"cannot be written ({exc.strerror})", hint="check its folder's owner") from exc
+    return backup
+
+
+def reload_daemon(socket: Path) -> tuple[bool, str]:
+    """Have kmd read the file again: whether it did, and its own words when it could not."""
+    try:
+        ask(socket, {"op": "reload"})
+    except DaemonUnavailable:
+        return False, ""
+    except KilometersError as exc:
+        return False, f"{exc}" + (f" ({exc.hint})" if exc.hint else "")
+    return True, ""
+
+
+def replace_config(path: Path, socket: Path, old: str | None, new: str, *, keep_old: bool = False) -> Written:
+    """Write *new*, unless it is there already, and tell kmd. keep_old: leave *old* beside it. Raises ConfigError."""
+    if new == (old or ""):
+        return Written(changed=False, backup=None, reloaded=False, reload_error="")
+    backup = write_config(path, old if keep_old else None, new)
+    reloaded, reload_error = reload_daemon(socket)
+    return Written(changed=True, backup=backup, reloaded=reloaded, reload_error=reload_error)
