@@ -10,7 +10,7 @@ from tests.server.conftest import Served
 
 @pytest.mark.parametrize("scopes", [(Scope.INGEST,), (Scope.READ,), (Scope.READ, Scope.INGEST)])
 def test_a_key_learns_whose_it_is(served: Served, scopes: tuple[Scope, ...]) -> None:
-    with open_api(served.url, served.database, "who", *scopes) as api:
+    with open_api(served.url, served.database_url, "who", *scopes) as api:
         answer = api.http.get("/api/v1/whoami")
     assert answer.status_code == 200
     told = answer.json()
