@@ -28,6 +28,7 @@ COMPLETION_VARIABLE = "_KMCTL_COMPLETE"
 COMMANDS = {
     "clients": "List MCP clients, their servers, and whether km is in front of them.",
     "config": "Show and change settings, with their sources.",
+    "doctor": "Check everything that has to work, and say how to repair what does not.",
     "flush": "Wait until everything captured so far has been synced.",
     "install": "Put km in front of the MCP servers of your clients, and have kmd run.",
     "init": "Write the configuration: where to sync to, or nowhere.",

@@ -16,6 +16,7 @@ from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
 from kmd.errors import OutboxCorrupt, OutboxError, OutboxFull
+from kmd.sqlite_release import is_safe
 
 APPLICATION_ID = 0x4B4D4F42
 """'KMOB': `file` and SQLite's own tools then say what this database is."""
@@ -25,9 +26,6 @@ WAL_CHECKPOINT_PAGES = 2048
 """8 MiB of log before SQLite folds it into the file; no more than the ballast (kmd.outbox.room)."""
 JOURNAL_MAX_BYTES = 8 << 20
 REWRITE_BYTES = 1 << 20
-SAFE_FROM = (3, 51, 3)
-SAFE_BACKPORTS = (((3, 50, 7), (3, 51)), ((3, 44, 6), (3, 45)))
-"""First release without the WAL-reset bug, and the half-open ranges of its two backports."""
 
 LAST_SEQ = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)"
 """Also right when every event has been evicted: seq never repeats."""
@@ -264,7 +262,7 @@ ALL_MIGRATIONS = {"m0001_events", "m0002_evictions", "m0003_quarantine", "m0004_
 
 def check_sqlite(version: tuple[int, ...]) -> None:
     """Refuse a SQLite that can lose committed transactions (the WAL-reset bug, 3.7.0 to 3.51.2)."""
-    if version >= SAFE_FROM or any(low <= version < high for low, high in SAFE_BACKPORTS):
+    if is_safe(version):
         return
     shown = ".".join(map(str, version))
     raise OutboxError(

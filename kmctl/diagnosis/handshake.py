@@ -1,0 +1,212 @@
+"""
+Start a server as its client would, and see whether it answers. Edge, but for the judging.
+
+It is asked `initialize`, and, should it refuse that, `server/discover` (MCP 2026-07-28). Then its stdin is closed,
+as the protocol ends a session; what goes on after that is ended, with all that it has started.
+"""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+ANSWER_TIMEOUT_S = 20.0
+"""npx and uvx may have to look for the server first."""
+GOODBYE_S = 3.0
+LINE_MAX_BYTES = 1 << 20
+STDERR_LINES = 5
+STDERR_LOOK_BYTES = 64 << 10
+FIRST_WORDS = (
+    {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {
+            "protocolVersion": "2025-11-25",
+            "capabilities": {},
+            "clientInfo": {"name": "kmctl-doctor", "version": "1"},
+        },
+    },
+    {
+        "jsonrpc": "2.0",
+        "id": 2,
+        "method": "server/discover",
+        "params": {
+            "_meta": {
+                "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+                "io.modelcontextprotocol/clientInfo": {"name": "kmctl-doctor", "version": "1"},
+                "io.modelcontextprotocol/clientCapabilities": {},
+            }
+        },
+    },
+)
+GOODBYE = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """
+    How it went. answered: to either question. refusal: the last error answer. strange: lines on stdout that are no
+    message. status: how the server ended by itself before it answered, as `subprocess` has it (None: it did not).
+    missing: there is no such command, or it cannot be run.
+    """
+
+    answered: bool = False
+    refusal: str = ""
+    strange: list[str] = field(default_factory=list)
+    status: int | None = None
+    stderr: list[str] = field(default_factory=list)
+    missing: str = ""
+    left: bool = False
+    """Whether it closed its stdout, of itself."""
+
+
+def try_server(words: Sequence[str], environ: Mapping[str, str], cwd: str | None) -> Outcome:
+    """Start the server that *words* name, ask it, end it."""
+    program = shutil.which(words[0], path=environ.get("PATH"))
+    if program is None:
+        return Outcome(missing="there is no such command")
+    with tempfile.TemporaryFile() as stderr:
+        try:
+            process = subprocess.Popen(  # noqa: S603 - what the client would start
+                [program, *words[1:]],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=dict(environ),
+                cwd=cwd,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as exc:
+            return Outcome(missing=exc.strerror or type(exc).__name__)
+        outcome = Outcome()
+        try:
+            converse(process, outcome)
+        finally:
+            end(process, outcome)
+        outcome.stderr = last_lines(stderr)
+    return outcome
+
+
+def converse(process: subprocess.Popen[bytes], outcome: Outcome) -> None:
+    """Ask until one question is answered, the server has ended, or time is up."""
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    lines = Lines(process)
+    for question in FIRST_WORDS:
+        if not say(process, question):
+            break
+        while (line := lines.read(deadline)) is not None:
+            message = parse_message(line)
+            if message is None:
+                outcome.strange.append(line.decode("utf-8", "replace").rstrip("\r\n"))
+            elif message.get("id") == question["id"]:
+                if "result" in message:
+                    outcome.answered = True
+                    say(process, GOODBYE)
+                    return
+                outcome.refusal = str(message.get("error"))[:200]
+                break
+        else:
+            break
+    outcome.left = lines.at_end
+
+
+def say(process: subprocess.Popen[bytes], message: Mapping[str, Any]) -> bool:
+    """Write one message; whether the server still reads."""
+    assert process.stdin is not None  # noqa: S101 - it is a pipe
+    try:
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+    except OSError:
+        return False
+    return True
+
+
+def parse_message(line: bytes) -> dict[str, Any] | None:
+    """The message in a line, None when it is none. Pure. A batch counts as a message without an id."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, list):
+        return {}
+    return value if isinstance(value, dict) and value.get("jsonrpc") == "2.0" else None
+
+
+class Lines:
+    """The server's lines, each with a time limit."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        self._fd = process.stdout.fileno()
+        self._rest = b""
+        self.at_end = False
+
+    def read(self, deadline: float) -> bytes | None:
+        """The next line that is not empty; None at the end, or when the time is up."""
+        while True:
+            line, end, rest = self._rest.partition(b"\n")
+            if end:
+                self._rest = rest
+                if line.strip():
+                    return line
+                continue
+            if len(line) > LINE_MAX_BYTES:
+                return None
+            ready, _, _ = select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))
+            chunk = os.read(self._fd, 65536) if ready else b""
+            if not chunk:
+                self.at_end = bool(ready)
+                self._rest = b""
+                return line or None
+            self._rest += chunk
+
+
+def end(process: subprocess.Popen[bytes], outcome: Outcome) -> None:
+    """Close its stdin and wait; then end all that is left of it. Its status counts only if it ended by itself."""
+    if outcome.left:
+        outcome.status = wait(process)
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None  # noqa: S101 - both are pipes
+        pipe.close()
+    wait(process)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        if wait(process) is not None:
+            break
+    process.wait()
+
+
+def wait(process: subprocess.Popen[bytes]) -> int | None:
+    """Its status, None when it goes on."""
+    try:
+        return process.wait(GOODBYE_S)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def last_lines(file: IO[bytes]) -> list[str]:
+    """The last lines that the server wrote to stderr."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - STDERR_LOOK_BYTES))
+    lines = file.read().decode("utf-8", "replace").splitlines()
+    return [line for line in lines if line.strip()][-STDERR_LINES:]
+
+
+def render_status(status: int) -> str:
+    """`exit status 3`, `killed by SIGSEGV`. Pure."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
