@@ -18,7 +18,9 @@ from kmd.mcp.names import Kind, Outcome, Stream
 OPEN_MAX = 10_000
 """Requests that may wait for an answer; beyond it the oldest is given up, as its session is ill anyway."""
 PARKED_MAX = 64
-"""Answers that may wait for their request; beyond it the oldest goes on unpaired."""
+PARKED_MAX_BYTES = 1 << 20
+PARKED_MAX_NS = 250_000_000
+"""Answers that may wait for their request, what they may hold, and how long; beyond it the oldest goes on unpaired."""
 
 OPEN_REMEMBERED = 512
 """Open requests of one direction, the newest ones, that outlive a restart of kmd: 8 KiB a commit at the worst."""
@@ -89,10 +91,11 @@ class Exchanges:
     def open_positions(self, stream: Stream) -> list[Position]:
         """Where the open requests of *stream* stand, in the order in which they are to be restored."""
         requests = self._open_to_server if stream is Stream.TO_SERVER else self._open_to_client
-        positions: list[Position] = []
-        for request in islice(reversed(requests.values()), OPEN_REMEMBERED):
-            positions += [request.position, *([request.earlier.position] if request.earlier else [])]
-        return positions[::-1]
+        newest = list(islice(reversed(requests.values()), OPEN_REMEMBERED))
+        newest.reverse()
+        positions = [request.position for request in newest]
+        earlier = [request.earlier.position for request in newest if request.earlier]
+        return earlier + positions
 
     def _observe_parked(self, message: Message) -> list[Message]:
         if message.kind in ANSWERS:
@@ -107,9 +110,11 @@ class Exchanges:
         return ready
 
     def _release_overtaken(self, message: Message) -> list[Message]:
-        """Answers to *message*'s stream that are older than it: had they a request, it would have come."""
+        """Answers that are older than *message* on the other stream, or old: had they a request, it would have come."""
         overtaken = [
-            parked for parked in self._parked if parked.stream is not message.stream and parked.at_ns < message.at_ns
+            parked
+            for parked in self._parked
+            if parked.at_ns < message.at_ns - (PARKED_MAX_NS if parked.stream is message.stream else 0)
         ]
         for parked in overtaken:
             self._parked.remove(parked)
@@ -149,7 +154,12 @@ class Exchanges:
         if request is not None:
             return [pair(request, message)]
         self._parked.append(message)
-        return [self._parked.pop(0)] if len(self._parked) > PARKED_MAX else []
+        held_bytes = sum(len(parked.payload or b"") for parked in self._parked)
+        ready: list[Message] = []
+        while len(self._parked) > PARKED_MAX or (held_bytes > PARKED_MAX_BYTES and len(self._parked) > 1):
+            ready.append(self._parked.pop(0))
+            held_bytes -= len(ready[-1].payload or b"")
+        return ready
 
 
 def is_answer(answer: Message, request: Message) -> bool:

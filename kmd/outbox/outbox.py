@@ -79,6 +79,11 @@ class Intake:
     keep_payloads: bool = True
     open_requests: Mapping[Stream, Sequence[Position]] = field(default_factory=dict)
 
+    @property
+    def size_bytes(self) -> int:
+        """What its payloads take."""
+        return sum([len(message.payload or b"") for message in self.messages])
+
 
 @dataclass(frozen=True, slots=True)
 class Totals:

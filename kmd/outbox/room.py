@@ -80,7 +80,7 @@ class Room:
         self._ballast = ballast_of(path)
         self._page_bytes = self._scalar("PRAGMA page_size")
         self._ballast_bytes = ballast_size(path.parent)
-        # What is in the log must fit into the file when nothing but the ballast is left.
+        # After so much log SQLite folds it into the file: it must still fit when nothing but the ballast is left.
         self._db.execute(f"PRAGMA wal_autocheckpoint = {max(1, self._ballast_bytes // self._page_bytes)}")
         self._is_over = False
         self._is_pressed = False

@@ -13,6 +13,8 @@ from kmd.outbox.sessions import KnownSession
 
 GROUP_MAX = 256
 """Connections whose intakes share a commit; each brings at most one at a time."""
+GROUP_MAX_BYTES = 4 << 20
+"""Payloads of one commit, give or take the last intake: SQLite holds the pages of a transaction in memory."""
 RETRY_S = 1.0
 """Pause after a commit that failed. Nothing is acknowledged meanwhile, so relays hold what they have."""
 
@@ -65,10 +67,11 @@ class Writer:
     async def run(self) -> None:
         """Commit groups for ever. Raises OutboxCorrupt: then there is nothing to write to any more."""
         async for first in self._receive:
-            group = [first, *self._drain(GROUP_MAX - 1)]
+            group = self._gather(first)
             await self._commit_group([pending.intake for pending in group])
             for pending in group:
                 pending.durable.set()
+            del first, group  # or what was committed would stay in memory until the next commit
             self._committed()
 
     async def _commit_group(self, intakes: list[Intake]) -> None:
@@ -92,11 +95,13 @@ class Writer:
         if isinstance(exc, OutboxFull):
             self._committed()
 
-    def _drain(self, limit: int) -> list[Pending]:
-        waiting: list[Pending] = []
-        while len(waiting) < limit:
+    def _gather(self, first: Pending) -> list[Pending]:
+        """*first* and what else waits, within the bounds of a group."""
+        group, size = [first], first.intake.size_bytes
+        while len(group) < GROUP_MAX and size < GROUP_MAX_BYTES:
             try:
-                waiting.append(self._receive.receive_nowait())
+                group.append(self._receive.receive_nowait())
             except trio.WouldBlock:
                 break
-        return waiting
+            size += group[-1].intake.size_bytes
+        return group

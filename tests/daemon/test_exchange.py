@@ -5,7 +5,7 @@ from itertools import count
 import msgspec
 import pytest
 
-from kmd.mcp.exchange import OPEN_MAX, OPEN_REMEMBERED, PARKED_MAX, Exchanges
+from kmd.mcp.exchange import OPEN_MAX, OPEN_REMEMBERED, PARKED_MAX, PARKED_MAX_BYTES, PARKED_MAX_NS, Exchanges
 from kmd.mcp.message import Message
 from kmd.mcp.names import Kind, Outcome, Stream
 
@@ -141,6 +141,23 @@ def test_too_many_waiting_answers_push_out_the_oldest() -> None:
     waiting = [answer(str(number)) for number in range(PARKED_MAX + 3)]
     assert observe(exchanges, *waiting) == waiting[:3]
     assert exchanges.parked_offset(Stream.TO_CLIENT) == waiting[3].offset
+
+
+def test_waiting_answers_hold_a_bounded_number_of_bytes() -> None:
+    exchanges = Exchanges()
+    held = PARKED_MAX_BYTES // 4
+    large = [msgspec.structs.replace(answer(str(n)), payload=b"x" * held) for n in range(6)]
+    assert observe(exchanges, *large) == large[:2]
+    huge = msgspec.structs.replace(answer("9"), payload=b"x" * (PARKED_MAX_BYTES * 2))
+    assert observe(exchanges, huge) == large[2:]
+    assert exchanges.release() == [huge]
+
+
+def test_an_answer_does_not_wait_for_ever_while_its_own_stream_goes_on() -> None:
+    exchanges = Exchanges()
+    early = answer("1", at_ns=0)
+    assert observe(exchanges, early, answer("2", at_ns=PARKED_MAX_NS)) == []
+    assert observe(exchanges, answer("3", at_ns=PARKED_MAX_NS + 1)) == [early]
 
 
 def test_too_many_open_requests_give_up_the_oldest() -> None:

@@ -5,11 +5,11 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmd.mcp.line import Line
-from kmd.mcp.message import BATCH_MAX_MEMBERS, NAME_MAX_CHARS, Message, parse_line
+from kmd.mcp.message import BATCH_MAX_MEMBERS, NAME_MAX_CHARS, Message, parse_line, parse_one, parse_unusual
 from kmd.mcp.names import Kind, Outcome, Stream
 
 HUGE = b"1" + b"0" * 400
@@ -268,3 +268,28 @@ def test_a_line_kept_as_its_prefix_is_told_by_its_first_members(
 def test_any_prefix_raises_nothing_and_is_kept_as_it_is(garbage: bytes, text: bytes, keep: int) -> None:
     for whole in (garbage, text):
         assert truncated(whole, keep).payload == whole[:keep]
+
+
+METHODS = ["tools/call", "prompts/get", "resources/read", "completion/complete", "ping", "", 7, None, "x" * 600]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["input_required", "a\0b"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["name", "uri", "ref", "isError", "resultType", "code", "x"]), inner, max_size=4
+        )
+    ),
+    max_leaves=8,
+)
+MESSAGES = st.fixed_dictionaries(
+    {},
+    optional={"id": JSON, "method": st.sampled_from(METHODS) | JSON, "params": JSON, "result": JSON, "error": JSON},
+)
+
+
+@settings(max_examples=500)
+@given(MESSAGES, st.sampled_from([{}, {"ensure_ascii": False}, {"indent": 1}]))
+def test_one_look_and_step_by_step_say_the_same(value: dict[str, Any], style: dict[str, Any]) -> None:
+    payload = json.dumps(value, **style).replace("\n", "\t").encode()
+    line = Line(offset=7, payload=payload, size_bytes=len(payload), at_ns=9)
+    assert parse_one(Stream.TO_CLIENT, line, payload) == parse_unusual(Stream.TO_CLIENT, line, payload, 0)

@@ -68,16 +68,18 @@ def measure_kmd(options: Options) -> Section:
 
 
 def records_of(exchanges: int) -> list[bytes]:
-    """One session's DATA records: requests on one stream, their answers on the other, in 64 KiB chunks."""
+    """One session's DATA records: chunks of about 64 KiB of requests, each followed by the chunk of their answers."""
     text = "x" * PAYLOAD_CHARS
-    call = {"method": "tools/call", "params": {"name": "echo", "arguments": {"text": text}}}
-    result = {"result": {"content": [{"type": "text", "text": text}]}}
-    streams = [b"".join(dump({"id": n, **body}) + b"\n" for n in range(exchanges)) for body in (call, result)]
-    records = []
-    for offset in range(0, max(map(len, streams)), CHUNK_BYTES):
-        for stream, data in enumerate(streams):
-            if chunk := data[offset : offset + CHUNK_BYTES]:
-                records.append(render_head(DATA, stream, offset, 1_800_000_000_000_000_000 + offset, chunk) + chunk)
+    call: dict[str, Any] = {"method": "tools/call", "params": {"name": "echo", "arguments": {"text": text}}}
+    result: dict[str, Any] = {"result": {"content": [{"type": "text", "text": text}]}}
+    together = CHUNK_BYTES // (len(dump({"id": exchanges, **call})) + 1)
+    records, offsets = [], [0, 0]
+    for first in range(0, exchanges, together):
+        for stream, body in enumerate((call, result)):
+            chunk = b"".join(dump({"id": n, **body}) + b"\n" for n in range(first, min(exchanges, first + together)))
+            at_ns = 1_800_000_000_000_000_000 + 2 * first + stream
+            records.append(render_head(DATA, stream, offsets[stream], at_ns, chunk) + chunk)
+            offsets[stream] += len(chunk)
     return records
 
 
