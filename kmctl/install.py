@@ -1,6 +1,7 @@
 """`kmctl install`: put km in front of every MCP server on this machine, and have kmd run."""
 
 import os
+import re
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from kmctl.clients.installing import check_launcher, find_launcher, plan_work
 from kmctl.clients.report import count_changes, render_left, render_restarts, render_shared, render_written
 from kmctl.clients.run import Work, describe_files, finish, show_diffs, show_lines, show_problems, unknown_servers
 from kmctl.clients.sources import Machine, this_machine
+from kmctl.clients.words import Launcher
 from kmctl.options import chosen_home, current_places, home_flag, home_option, json_option
 from kmctl.screen import confirm, print_json
 from kmctl.service import render_install
@@ -20,6 +22,8 @@ from kmd.errors import KilometersError
 from kmd.paths import Places
 
 FAILED = 1
+FLEETING = re.compile(r"[/\\]\.cache[/\\]|[/\\]Caches[/\\]|^/var/tmp/|[/\\]uv[/\\](?:cache|archive-v\d)")
+"""Where 'uvx' and 'pipx run' keep what they run once."""
 
 
 @click.command()
@@ -54,6 +58,7 @@ def install(
     work = plan_work(machine, places, scope, launcher)
     if not as_json:
         show_plans(work, machine)
+        show_lines(warn_fleeting(launcher))
     deployment = None if no_service else find_deployment(chosen_home(), os.environ)
     needs_service = deployment is not None and not find_installed(deployment)
     if not dry_run:
@@ -91,7 +96,18 @@ def show_plans(work: Work, machine: Machine) -> None:
     """What will change, and what will not and why."""
     show_diffs(work)
     show_lines(render_left((plan for plan, _ in work.plans), machine.home))
+    show_lines(harmless(sentence) for sentence in work.absent)
     show_problems(work.problems)
+
+
+def warn_fleeting(launcher: Launcher) -> list[str]:
+    """A warning when this installation stands where things are cleaned away: the servers would no longer start."""
+    if not FLEETING.search(launcher.launch):
+        return []
+    return [
+        f"note: Kilometers runs from {harmless(str(Path(launcher.launch).parents[2]))}, which is likely to be cleaned; "
+        "servers would no longer start then. Install it for good first, with pipx or 'uv tool install'."
+    ]
 
 
 def ask_what(work: Work, *, needs_service: bool) -> str:

@@ -7,7 +7,7 @@ import click
 
 from kmctl.client_options import Scope, check_asking, client_option, dry_run_option, server_option, yes_option
 from kmctl.clients.purge import delete_all, find_ours
-from kmctl.clients.removing import find_all, plan_removal
+from kmctl.clients.removing import find_all, forget_rest, plan_removal
 from kmctl.clients.report import count_changes, render_restarts
 from kmctl.clients.run import Work, describe_files, finish, show_diffs, show_lines, show_problems, unknown_servers
 from kmctl.clients.sources import this_machine
@@ -65,6 +65,8 @@ def uninstall(
             confirm(question)
         shown = len(work.problems)
         finish(work, places.state_dir, [state / FOLDER for state in states[1:]])
+        if scope.everything and not work.problems:
+            forget_rest(states, work)
         if not as_json:
             show_written(work, machine.home, shown)
     removed, trouble = end_service(work, deployment if has_service and not dry_run else None)

@@ -8,7 +8,7 @@ import kmd.paths
 from kmctl.client_options import Scope
 from kmctl.clients.plan import FilePlan, plan_install
 from kmctl.clients.run import Work, prepare
-from kmctl.clients.sources import Machine, find_sources, make_find
+from kmctl.clients.sources import Machine, find_absent, find_sources, make_find
 from kmctl.clients.survey import Found, time_stamp
 from kmctl.clients.table import BY_ID, CLIENTS
 from kmctl.clients.undo_store import load_undos
@@ -58,4 +58,7 @@ def plan_work(machine: Machine, places: Places, scope: Scope, launcher: Launcher
             records,
         )
 
-    return prepare(find_sources(machine, clients), plan)
+    sources = find_sources(machine, clients)
+    work = prepare(sources, plan)
+    work.absent = find_absent(machine, [BY_ID[name] for name in scope.clients], sources)
+    return work

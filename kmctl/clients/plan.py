@@ -182,7 +182,7 @@ def unwrap_entries(
         if wrapped is None:
             raise ValueError("not wrapped")
         text = entry.text(document)
-        seen = Sighting(source.client, source.file, entry.path, entry.name, text, entry.words[wrapped.own])
+        seen = Sighting(source.client, source.file, entry.path, entry.name, text, entry.words[: wrapped.own + 1])
         undo, exact = found[entry.path] = find_undo(records, seen)
         if undo is not None and exact:
             edits.append(Edit(entry.node.start, entry.node.end, undo.original))

@@ -10,7 +10,7 @@ from kmctl.clients.run import Work, prepare
 from kmctl.clients.sources import Machine, find_sources
 from kmctl.clients.survey import Found, survey
 from kmctl.clients.table import BY_ID, CLIENTS
-from kmctl.clients.undo_store import load_undos
+from kmctl.clients.undo_store import FOLDER, drop_undo, hold_lock, load_undos
 from kmd.errors import ConfigError
 from kmd.paths import Places, find_places
 
@@ -53,3 +53,18 @@ def plan_removal(sources: Sequence[Source], states: Sequence[Path], scope: Scope
         return plan_uninstall(found.source, found.document, lambda entry: scope.includes(entry.name), records)
 
     return prepare(sources, plan)
+
+
+def forget_rest(states: Sequence[Path], work: Work) -> None:
+    """
+    Drop the records of files in which everything was put back: of servers that were deleted in between, and doubles.
+
+    Records of files that are not there now stay: a disk may come back. Raises: FileRefused when another run is at work.
+    """
+    done = {os.path.realpath(plan.source.file) for plan, _ in work.plans}
+    rest = [undo for undo in load_undos(states) if os.path.realpath(undo.file) in done]
+    if rest:
+        with hold_lock(states[0]):
+            for undo in rest:
+                for state in states:
+                    drop_undo(state / FOLDER, undo)

@@ -70,7 +70,8 @@ def render_shared(plans: Sequence[FilePlan], home: Path) -> Iterator[str]:
     """A warning for files that are likely to be under version control."""
     for plan in plans:
         if plan.source.shared and any(change.action is not Action.UNWRAP for change in plan.changes):
-            yield f"note: {shorten(plan.source.file, home)} belongs to a project: do not commit paths of this machine"
+            file = shorten(plan.source.file, home)
+            yield f"note: {file} belongs to a project and has paths of this machine now: do not commit it, nor its backup"
 
 
 def describe_change(change: Change) -> dict[str, object]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from kmctl.client_options import Scope
-from kmctl.clients.files import FileRefused, Snapshot, find_drafts
+from kmctl.clients.files import FileRefused, Snapshot, find_drafts, read_file
 from kmctl.clients.plan import FilePlan, Source
 from kmctl.clients.preview import render_diff
 from kmctl.clients.report import Written, describe_plan, describe_problem
@@ -35,6 +35,8 @@ class Work:
     names: set[str] = field(default_factory=set)
     wrapped: int = 0
     """How many servers had km in front of them before."""
+    absent: list[str] = field(default_factory=list)
+    """What to say about clients that were asked for and have no file here."""
 
     @property
     def todo(self) -> list[FilePlan]:
@@ -96,6 +98,7 @@ def finish(work: Work, state_dir: Path, more: Sequence[Path] = ()) -> None:
         for draft in drafts:
             draft.unlink(missing_ok=True)
         replace_all(work, [folder, *more])
+    check_written(work)
 
 
 def replace_all(work: Work, folders: Sequence[Path]) -> None:
@@ -108,6 +111,19 @@ def replace_all(work: Work, folders: Sequence[Path]) -> None:
             work.written.append(Written(plan, carry_out(plan, snapshot, folders, stamp)))
         except FileRefused as exc:
             work.problems.append(Problem(plan.source, str(exc), exc.hint))
+
+
+def check_written(work: Work) -> None:
+    """Look at every file again: a client that runs may have written its own text over ours at once."""
+    for written in work.written:
+        source = written.plan.source
+        try:
+            same = read_file(source.file).raw == written.plan.after.encode("utf-8")
+        except FileRefused:
+            same = False
+        if not same:
+            reason = f"{source.file}: another program has changed it right after it was written"
+            work.problems.append(Problem(source, reason, "end the client that uses it, then run the command again"))
 
 
 def describe_files(work: Work) -> list[dict[str, object]]:

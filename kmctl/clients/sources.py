@@ -31,8 +31,13 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The one that we run on. Raises OSError or RuntimeError when it has no home or current folder."""
-    return Machine(PLATFORMS.get(sys.platform, Platform.LINUX), Path.home(), Path.cwd(), os.environ)
+    """The one that we run on; a current folder that is gone has no project files."""
+    home = Path.home()
+    try:
+        project = Path.cwd()
+    except OSError:
+        project = home
+    return Machine(PLATFORMS.get(sys.platform, Platform.LINUX), home, project, os.environ)
 
 
 def find_roots(machine: Machine) -> dict[str, list[Path]]:
@@ -73,6 +78,22 @@ def find_sources(machine: Machine, clients: Sequence[Client] = CLIENTS) -> list[
                 source = Source(client.id, file, format_of(file.suffix), place.keys, place.shared)
                 found.setdefault(os.path.realpath(file), source)
     return list(found.values())
+
+
+def find_absent(machine: Machine, clients: Sequence[Client], sources: Sequence[Source]) -> list[str]:
+    """One sentence for each of *clients* that none of *sources* belongs to: where its file would be."""
+    roots = find_roots(machine)
+    there = {source.client for source in sources}
+    sentences = []
+    for client in (one for one in clients if one.id not in there):
+        likely = [
+            folder / rest
+            for place in client.places
+            for root, _, rest in [place.path.removeprefix("{").partition("}/")]
+            for folder in roots[root]
+        ]
+        sentences.append(f"{client.title} has no file with servers here, such as {likely[0]}")
+    return sentences
 
 
 def find_files(roots: Mapping[str, Sequence[Path]], place: str) -> Iterator[Path]:

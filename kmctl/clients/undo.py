@@ -85,36 +85,33 @@ def parse_undo(text: str) -> Undo | None:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A wrapped entry as it is now."""
+    """A wrapped entry as it is now. words: ours, then the server's command."""
 
     client: str
     file: Path
     path: tuple[str | int, ...]
     name: str
     text: str
-    target: str
+    words: tuple[str, ...]
 
 
 def find_undo(records: Sequence[Undo], seen: Sighting) -> tuple[Undo | None, bool]:
     """
     The record that belongs to an entry, and whether the entry is still as we wrote it.
 
-    Of several that fit, the one from the same place wins, then the same file, the same client, the newest.
+    Of several that fit, the one from the same place wins, then the one with the same words, of the same file, the same
+    name, the same client, the newest.
     """
 
-    def nearness(undo: Undo) -> tuple[bool, bool, bool, bool, str]:
+    def nearness(undo: Undo) -> tuple[bool, bool, bool, bool, bool, str]:
         same_file = undo.file == str(seen.file)
-        return (
-            same_file and undo.path == seen.path,
-            same_file,
-            undo.client == seen.client,
-            undo.name == seen.name,
-            undo.made_at,
-        )
+        same_place = same_file and undo.path == seen.path
+        names = undo.name == seen.name, undo.client == seen.client
+        return same_place, undo.words == seen.words, same_file, *names, undo.made_at
 
     same = digest(seen.text)
     exact = [undo for undo in records if undo.wrapped_sha256 == same]
     if exact:
         return max(exact, key=nearness), True
-    near = [undo for undo in records if undo.target == seen.target and any(nearness(undo)[1:4])]
+    near = [undo for undo in records if undo.target == seen.words[-1] and any(nearness(undo)[:-1])]
     return max(near, key=nearness, default=None), False

@@ -1,10 +1,10 @@
 """
-A program that runs kmctl and is killed in the middle: `python -m tests.cli.clients.dying HOME STEP ARGUMENT…`.
+A program that runs kmctl and kills it in the middle, again and again: `python -m tests.cli.clients.dying`.
 
-STEP: at which of its steps towards the disk (opening for writing, writing, syncing, renaming, removing, changing modes)
-SIGKILL strikes, from 0. It comes before the step is taken; a step that never comes lets kmctl end by itself.
-To try many steps without starting an interpreter each time it reads lines `HOME STEP ARGUMENT…` (JSON lists) from
-stdin, forks for each, and answers with how that ended: a line with the number of steps taken, or `killed`.
+It reads lines `[HOME, STEP, ARGUMENT…]` from stdin, forks for each, and answers with a line: the number of steps that
+were taken, or `killed`. STEP is the step towards the disk (opening for writing, syncing, renaming, removing, changing
+modes) at which SIGKILL strikes, from 0, before it is taken; a step that never comes lets kmctl end by itself.
+Commands are looked up in the folder `HOME.bin`.
 """
 
 import json
@@ -61,8 +61,8 @@ def run_dying(home: str, fatal: int, arguments: list[str]) -> int:
 
     steps = Steps(home, fatal)
     os.environ["HOME"] = home
-    os.environ["PATH"] = "/nonexistent"
-    os.chdir(f"{home}/work")
+    os.environ["PATH"] = f"{home}.bin"
+    os.chdir(f"{home}/shop")
     os.fsync = steps.before(os.fsync)
     sys.addaudithook(steps.hear)
     code = run(arguments)

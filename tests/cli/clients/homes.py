@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kmctl.client_options import Scope
 from kmctl.clients.installing import check_launcher, find_launcher, plan_work
-from kmctl.clients.removing import find_all, plan_removal
+from kmctl.clients.removing import find_all, forget_rest, plan_removal
 from kmctl.clients.run import Work, finish
 from kmctl.clients.sources import Machine
 from kmctl.clients.table import Platform
@@ -34,9 +34,9 @@ def make_runners(folder: Path) -> Path:
 
 
 def machine_of(home: Path, platform: Platform = Platform.LINUX, runners: Path | None = None) -> Machine:
-    """The machine that has *home*; its current folder is `work` in there."""
-    (home / "work").mkdir(parents=True, exist_ok=True)
-    return Machine(platform, home, home / "work", {"HOME": str(home), "PATH": str(runners or "")})
+    """The machine that has *home*; its current folder is `shop` in there."""
+    (home / "shop").mkdir(parents=True, exist_ok=True)
+    return Machine(platform, home, home / "shop", {"HOME": str(home), "PATH": str(runners or "")})
 
 
 def places_of(home: Path) -> Places:
@@ -66,6 +66,7 @@ def uninstall(machine: Machine, scope: Scope = EVERYTHING) -> Work:
     sources, states = find_all(machine, places_of(machine.home), scope)
     work = plan_removal(sources, states, scope)
     finish(work, states[0])
+    forget_rest(states, work)
     return work
 
 

@@ -15,7 +15,7 @@ from tests.support.processes import read_status, wait_for
 
 CURSOR = next(one for one in SAMPLES if one.place == ".cursor/mcp.json")
 CODEX = next(one for one in SAMPLES if one.client == "codex")
-PROJECT = next(one for one in SAMPLES if one.place == "work/.mcp.json")
+PROJECT = next(one for one in SAMPLES if one.place == "shop/.mcp.json")
 Kmctl = Callable[..., tuple[int, str, str]]
 
 
@@ -25,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "ann"
     for sample in (CURSOR, CODEX, PROJECT):
         write_sample(home, sample)
-    monkeypatch.chdir(home / "work")
+    monkeypatch.chdir(home / "shop")
     return home
 
 
@@ -65,7 +65,7 @@ def test_there_and_back(home: Path, kmctl: Kmctl) -> None:
     assert "wrapped: context7, py in ~/.cursor/mcp.json" in shown
     assert "backup: ~/.cursor/mcp.json.kilometers-" in shown
     assert "left alone: linear in ~/.cursor/mcp.json: is reached by URL" in shown
-    assert "note: ~/work/.mcp.json belongs to a project" in shown
+    assert "note: ~/shop/.mcp.json belongs to a project" in shown
     assert "next: Cursor: reload its windows" in shown
     assert "next: start kmd with 'kmd'" in shown
     wrapped = everything_of(home)
@@ -204,7 +204,7 @@ def test_no_secret_leaves_the_files(home: Path, kmctl: Kmctl) -> None:
     for sample in SAMPLES:
         write_sample(home, sample)
     (home / ".zed").mkdir()
-    write_sample(home, Sample("zed", "work/.zed/settings.json", '{"context_servers": {"a": "SECRET" "b"}}', 0))
+    write_sample(home, Sample("zed", "shop/.zed/settings.json", '{"context_servers": {"a": "SECRET" "b"}}', 0))
     everything = ""
     for arguments in (
         ["clients"],

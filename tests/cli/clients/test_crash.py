@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.clients.homes import contents, write_sample
+from tests.cli.clients.homes import contents, make_runners, write_sample
 from tests.cli.clients.reading import find_commands, read_config
 from tests.cli.clients.samples import SAMPLES, Sample
 from tests.support.processes import WAIT_S
@@ -48,11 +48,19 @@ def killer(home: Path) -> Iterator[Killer]:
             process.wait(WAIT_S)
 
 
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home, and beside it the commands that its servers are started by: wrapping writes their paths."""
+    make_runners(tmp_path / "ann.bin")
+    (tmp_path / "ann").mkdir()
+    return tmp_path / "ann"
+
+
 def reset(home: Path, samples: list[Sample]) -> None:
     """The files as they were before anything was done, and nothing else."""
     for path in sorted(home.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    (home / "work").mkdir()
+    (home / "shop").mkdir()
     for sample in samples:
         write_sample(home, sample)
 
@@ -69,44 +77,44 @@ def check_files(home: Path, samples: list[Sample]) -> None:
 INSTALL, UNINSTALL = ("install", "--yes", "--no-service"), ("uninstall", "--yes")
 
 
-def test_killed_while_it_installs(tmp_path: Path) -> None:
-    with killer(tmp_path) as kmctl:
+def test_killed_while_it_installs(home: Path) -> None:
+    with killer(home) as kmctl:
         for step in range(STEPS_MAX):
-            reset(tmp_path, CHOSEN)
-            before = contents(tmp_path)
+            reset(home, CHOSEN)
+            before = contents(home)
             if kmctl.run(step, *INSTALL) != "killed":
                 break
-            check_files(tmp_path, CHOSEN)
+            check_files(home, CHOSEN)
             if step % 2:
                 assert kmctl.run(-1, *INSTALL).isdigit()
-                assert not list(tmp_path.rglob("*.tmp"))
+                assert not list(home.rglob("*.tmp"))
             assert kmctl.run(-1, *UNINSTALL).isdigit()
-            assert contents(tmp_path) == before
+            assert contents(home) == before
         assert 20 < step < STEPS_MAX - 1
 
 
-def test_killed_while_it_uninstalls(tmp_path: Path) -> None:
-    with killer(tmp_path) as kmctl:
+def test_killed_while_it_uninstalls(home: Path) -> None:
+    with killer(home) as kmctl:
         for step in range(STEPS_MAX):
-            reset(tmp_path, CHOSEN)
-            before = contents(tmp_path)
+            reset(home, CHOSEN)
+            before = contents(home)
             assert kmctl.run(-1, *INSTALL).isdigit()
             if kmctl.run(step, *UNINSTALL) != "killed":
                 break
-            check_files(tmp_path, CHOSEN)
+            check_files(home, CHOSEN)
             assert kmctl.run(-1, *UNINSTALL).isdigit()
-            assert contents(tmp_path) == before
-            assert not list(tmp_path.rglob("*.tmp"))
+            assert contents(home) == before
+            assert not list(home.rglob("*.tmp"))
         assert 15 < step < STEPS_MAX - 1
 
 
 @pytest.mark.parametrize("step", [3, 7, 12, 17])
-def test_killed_again_and_again(tmp_path: Path, step: int) -> None:
-    with killer(tmp_path) as kmctl:
-        reset(tmp_path, CHOSEN)
-        before = contents(tmp_path)
+def test_killed_again_and_again(home: Path, step: int) -> None:
+    with killer(home) as kmctl:
+        reset(home, CHOSEN)
+        before = contents(home)
         for arguments in (INSTALL, INSTALL, UNINSTALL, INSTALL, UNINSTALL, UNINSTALL):
             kmctl.run(step, *arguments)
-            check_files(tmp_path, CHOSEN)
+            check_files(home, CHOSEN)
         assert kmctl.run(-1, *UNINSTALL).isdigit()
-        assert contents(tmp_path) == before
+        assert contents(home) == before

@@ -160,7 +160,7 @@ def test_an_entry_that_was_moved_within_the_file_goes_back_where_it_is() -> None
 
 def test_an_entry_that_was_copied_into_another_file_of_the_client_goes_back_there() -> None:
     wrapped, records = wrap(MOVING, MOVING.text)
-    other = Sample("claude-code", "work/.mcp.json", "", 1)
+    other = Sample("claude-code", "shop/.mcp.json", "", 1)
     assert unwrap(other, wrapped, records) == MOVING.text
 
 
