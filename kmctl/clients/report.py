@@ -71,7 +71,7 @@ def render_shared(plans: Sequence[FilePlan], home: Path) -> Iterator[str]:
     for plan in plans:
         if plan.source.shared and any(change.action is not Action.UNWRAP for change in plan.changes):
             file = shorten(plan.source.file, home)
-            yield f"note: {file} belongs to a project and has paths of this machine now: commit neither it nor its backup"
+            yield f"note: {file} is a project's and has paths of this machine now: commit neither it nor its backup"
 
 
 def describe_change(change: Change) -> dict[str, object]:

@@ -65,7 +65,7 @@ def test_there_and_back(home: Path, kmctl: Kmctl) -> None:
     assert "wrapped: context7, py in ~/.cursor/mcp.json" in shown
     assert "backup: ~/.cursor/mcp.json.kilometers-" in shown
     assert "left alone: linear in ~/.cursor/mcp.json: is reached by URL" in shown
-    assert "note: ~/shop/.mcp.json belongs to a project" in shown
+    assert "note: ~/shop/.mcp.json is a project's and has" in shown
     assert "next: Cursor: reload its windows" in shown
     assert "next: start kmd with 'kmd'" in shown
     wrapped = everything_of(home)

@@ -12,7 +12,7 @@ from kmctl.client_options import Scope
 from kmctl.clients.files import FileRefused
 from kmctl.clients.formats import parse_text
 from kmctl.clients.installing import check_launcher, find_launcher, plan_work
-from kmctl.clients.plan import Action, FilePlan, Source, check_rest, check_way_back, plan_install
+from kmctl.clients.plan import Action, FilePlan, Path_, Source, Words, check_rest, check_way_back, plan_install
 from kmctl.clients.run import check_written, finish, replace_all
 from kmctl.clients.sources import make_find
 from kmctl.clients.tree import Format, NotUnderstood
@@ -131,7 +131,7 @@ def test_commands_are_looked_up_as_the_client_would(tmp_path: Path) -> None:
 def test_a_change_elsewhere_is_never_written(after: str) -> None:
     before = '{"x": 1, "mcpServers": {"a": {"command": "b", "args": ["c"]}}}'
     good = '{"x": 1, "mcpServers": {"a": {"command": "km", "args": ["b", "c"]}}}'
-    words = {("mcpServers", "a"): (("km", "b"), ("c",))}
+    words: dict[Path_, Words] = {("mcpServers", "a"): (("km", "b"), ("c",))}
     old = parse_text(before, Format.JSON)
     check_rest(old, parse_text(good, Format.JSON), KEYS, words)
     with pytest.raises(NotUnderstood, match="cannot be changed"):
