@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web
 
-from km_server.api import health, whoami
-from km_server.api import routes as api
+from km_server.api.export import EXPORTS, EXPORTS_MAX
+from km_server.api.live import LIVE, LIVE_MAX
+from km_server.api.operations import make_routes
+from km_server.api.routes import OPERATIONS
+from km_server.api.streams import Places
 from km_server.config import ServerConfig, read_version
 from km_server.connections import Door, Factory
 from km_server.context import BODIES, CONFIG, DOOR, EVENT_RATE, METRICS, PROXIES, REQUEST_RATE, STORE
 from km_server.errors import AddressError, ConfigError
-from km_server.ingest import routes as ingest
+from km_server.ingest.senders import SENDERS, NotedSenders
 from km_server.limits import BodyBudget, Rate, RateLimiter
 from km_server.metrics import Metrics
 from km_server.middleware import add_headers, answer_errors
@@ -69,9 +72,11 @@ def create_app(config: ServerConfig, rates: Rates | None = None) -> web.Applicat
     app[BODIES] = BodyBudget(config.max_in_flight_bytes)
     app[DOOR] = Door(config, app[METRICS])
     app[REQUEST_RATE], app[EVENT_RATE] = rates.requests, rates.events
+    app[EXPORTS], app[LIVE] = Places(EXPORTS_MAX, "exports"), Places(LIVE_MAX, "live feeds")
+    app[SENDERS] = NotedSenders()
     app.cleanup_ctx.append(store_ctx)
     app.on_response_prepare.append(add_headers)
-    app.add_routes([*ingest.ROUTES, *api.ROUTES, *whoami.ROUTES, *health.ROUTES])
+    app.add_routes(make_routes(OPERATIONS))
     return app
 
 

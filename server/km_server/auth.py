@@ -7,6 +7,7 @@ API keys: recognised, and the only way to a tenant's part of the store.
 import hmac
 import time
 from collections.abc import Awaitable, Callable
+from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 
@@ -75,9 +76,28 @@ def guarded(scope: Scope, handler: TenantHandler) -> Handler:
         key = await authenticate(store, request.headers.get("Authorization"), scope)
         request[KEY] = key
         charge(request, key)
+        refuse_undecodable(request)
         return await handler(request, store.bind(key.tenant))
 
     return guard
+
+
+def refuse_undecodable(request: web.Request) -> None:
+    """Raises ApiError 400, 404: query or path is not UTF-8. The URL library would put U+FFFD or the escapes there."""
+    url = request.rel_url
+    if not is_utf8(url.raw_query_string):
+        raise ApiError(400, "bad_parameter", "the query is not UTF-8", hint="encode each parameter as UTF-8")
+    if not is_utf8(url.raw_path):
+        raise ApiError(404, "not_found", "there is no such path", hint="encode the path as UTF-8")
+
+
+def is_utf8(escaped: str) -> bool:
+    """Whether a part of a URL stands for text, without lone surrogates."""
+    try:
+        unquote_to_bytes(escaped).decode("utf-8")
+    except UnicodeError:
+        return False
+    return True
 
 
 def charge(request: web.Request, key: ApiKey) -> None:

@@ -86,9 +86,9 @@ class Api:
         return self.http.post(path, content=body, headers={"Content-Type": "application/json", **named})
 
     def send(self, batch: Batch) -> list[str]:
-        """Post a batch that must be taken; returns `status` or `status: reason` per event."""
+        """Post a batch that must be judged; returns `status` or `status: reason` per event."""
         answer = self.post(msgspec.json.encode(batch))
-        assert answer.status_code == 200, answer.text
+        assert answer.status_code in (200, 422), answer.text
         receipt = msgspec.json.decode(answer.content, type=Receipt)
         assert receipt.batch_id == batch.batch_id
         return [": ".join(filter(None, (verdict.status, verdict.reason))) for verdict in receipt.verdicts]

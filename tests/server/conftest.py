@@ -15,7 +15,7 @@ NUMBERS = itertools.count(1)
 
 
 STORES = ["sqlite", "postgresql"]
-ON_EVERY_STORE = {"test_activity", "test_auth", "test_ingest", "test_stats"}
+ON_EVERY_STORE = {"test_activity", "test_auth", "test_export", "test_ingest", "test_live", "test_reads", "test_stats"}
 
 
 @dataclass(frozen=True)

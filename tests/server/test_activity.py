@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from km_server.api.parameters import parse_cursor, parse_time, render_cursor
+from km_server.api.cursor import parse_cursor, render_cursor
+from km_server.api.times import parse_time
 from km_server.store import feed
 from km_server.store.protocol import TenantStore
 from km_server.store.values import ActivityQuery, Filter, Position, StoredEvent
@@ -53,6 +54,7 @@ def test_an_item_says_everything(api: Api) -> None:
         "took_ns": None,
         "outcome": None,
         "error_code": None,
+        "risk": None,
         "cost_usd": 5 / 1024 * 0.001,
         "truncated": False,
         "sha256": "a" * 64,

@@ -102,7 +102,7 @@ def test_it_serves_https(tmp_path: Path) -> None:
         assert running.url.startswith("https://127.0.0.1:")
         context = ssl.create_default_context(cafile=str(certificate))
         answer = httpx.get(running.url + "/health/ready", verify=context, timeout=WAIT_S)
-        assert answer.json() == {"status": "ok"}
+        assert answer.json()["status"] == "ok"
     finally:
         assert running.stop() == 0
     assert "Traceback" not in running.log.read_text()

@@ -85,7 +85,10 @@ def test_spans_are_whole_minutes(api: Api) -> None:
     assert api.stats(to=0)["totals"]["events"] == 0
 
 
-@pytest.mark.parametrize("query", ["from=5&to=4", "from=x", "limit=5", "to=1&to=2", "server=files"])
+@pytest.mark.parametrize(
+    "query",
+    ["from=5&to=4", "from=x", "limit=5", "to=1&to=2", "servr=files", "group_by=mood", "bucket=5m", "bucket=0m&from=1"],
+)
 def test_junk_in_the_query_is_refused(api: Api, query: str) -> None:
     answer = api.http.get(f"/api/v1/stats?{query}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_parameter")

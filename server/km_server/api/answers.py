@@ -1,111 +1,103 @@
-"""What the reading routes answer: pages and statistics as JSON structs. Pure. Unknown fields may appear later."""
-
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import TypedDict
+"""Events and sessions as the API shows them. Pure. The structs are the documentation of the answers."""
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from km_server.api.parameters import render_cursor
-from km_server.store.histogram import quantile_ns
-from km_server.store.rollup import MINUTE_NS, Figures, billed_bytes
-from km_server.store.values import ActivityPage, Span, Stats, StoredEvent
+from km_server.api.cursor import render_cursor
+from km_server.api.times import render_maybe, render_time
+from km_server.store.rollup import billed_bytes
+from km_server.store.values import ActivityPage, SessionPage, StoredEvent, StoredSession
 from kmd.insight.cost import cost_usd
+from kmd.mcp.names import Kind, Outcome, Stream
 from kmd.wire import payload_fields
 
 NS_PER_MS = 1e6
-NS_PER_S = 10**9
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of the feed. `payload` or `payload_base64` is there when asked for; null when not kept."""
+    """
+    One event. `payload` or `payload_base64` is there when asked for; null when not kept.
+
+    `extra` has the fields that the sender gave and this version does not know; it is there when there are any.
+    """
 
     id: int
     session: str
     server: str
-    stream: str
+    stream: Stream
     offset: int
     index: int
     at: str
     at_ns: int
-    kind: str
+    kind: Kind
     method: str | None
     target: str | None
     rpc_id: str | None
     size_bytes: int
     duration_ms: float | None
     took_ns: int | None
-    outcome: str | None
+    outcome: Outcome | None
     error_code: int | None
+    risk: int | None
     cost_usd: float
     truncated: bool
     sha256: str | None
+    extra: msgspec.Raw | UnsetType = UNSET
     payload: str | UnsetType | None = UNSET
     payload_base64: str | UnsetType | None = UNSET
 
 
 class Page(msgspec.Struct, frozen=True):
-    """`next_cursor` is null at the end of the feed."""
+    """`next_cursor` is null at the end."""
 
     items: list[Item]
     next_cursor: str | None
 
 
-class FigureFields(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures of a group or of everything. The percentiles are null where nothing was answered."""
+class SessionItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of one wrapped server; `first_at` and `last_at` are of its stored events, null while it has none."""
 
-    events: int
-    messages: int
-    calls: int
-    errors: int
-    tool_errors: int
-    bytes_to_server: int
-    bytes_to_client: int
-    p50_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
-    cost_usd: float
-
-
-class FigureValues(TypedDict):
-    """FigureFields as keyword arguments."""
-
-    events: int
-    messages: int
-    calls: int
-    errors: int
-    tool_errors: int
-    bytes_to_server: int
-    bytes_to_client: int
-    p50_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
-    cost_usd: float
-
-
-class GroupAnswer(FigureFields, frozen=True, kw_only=True):
-    """One server, method and target."""
-
+    session: str
     server: str
-    method: str | None
-    target: str | None
+    command: str
+    host: str
+    closed_first: str
+    started_at: str
+    started_at_ns: int
+    ended_at: str | None
+    ended_at_ns: int | None
+    first_at: str | None
+    last_at: str | None
+    events: int
+    messages: int
+    calls: int
+    errors: int
+    tool_errors: int
+    bytes_to_server: int
+    bytes_to_client: int
+    cost_usd: float
 
 
-class TotalsAnswer(FigureFields, frozen=True, kw_only=True):
-    """Everything in the span."""
+class SessionsPage(msgspec.Struct, frozen=True):
+    """`next_cursor` is null at the end."""
 
+    items: list[SessionItem]
+    next_cursor: str | None
+
+
+class Timeline(msgspec.Struct, frozen=True):
+    """A session and its events, oldest first."""
+
+    session: SessionItem
+    items: list[Item]
+    next_cursor: str | None
+
+
+class RemovedAnswer(msgspec.Struct, frozen=True):
+    """What a deletion took away."""
+
+    events: int
     sessions: int
-
-
-class StatsAnswer(msgspec.Struct, frozen=True, kw_only=True, rename={"from_": "from"}):
-    """`from` and `to` are the whole minutes that were counted; null is open."""
-
-    from_: str | None
-    to: str | None
-    totals: TotalsAnswer
-    groups: list[GroupAnswer]
-    groups_omitted: int
 
 
 def render_page(page: ActivityPage, usd_per_kb: float, *, payloads: bool) -> Page:
@@ -136,64 +128,43 @@ def render_item(stored: StoredEvent, usd_per_kb: float, *, payloads: bool) -> It
         took_ns=event.took_ns,
         outcome=event.outcome,
         error_code=event.error_code,
+        risk=stored.risk,
         cost_usd=cost_usd(billed_bytes(event), usd_per_kb),
         truncated=event.truncated,
         sha256=event.sha256,
+        extra=UNSET if stored.extra is None else msgspec.Raw(stored.extra),
         payload=text,
         payload_base64=encoded,
     )
 
 
-def render_time(at_ns: int) -> str:
-    """RFC 3339 in UTC with nine digits of a second."""
-    seconds, fraction_ns = divmod(at_ns, NS_PER_S)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction_ns:09d}Z"
+def render_sessions(page: SessionPage, usd_per_kb: float) -> SessionsPage:
+    """A page of the sessions."""
+    items = [render_session(stored, usd_per_kb) for stored in page.sessions]
+    return SessionsPage(items, None if page.next is None else render_cursor(page.next))
 
 
-def render_stats(stats: Stats, span: Span, usd_per_kb: float) -> StatsAnswer:
-    """The statistics of a span."""
-    groups = [
-        GroupAnswer(
-            server=group.series.server or "",
-            method=group.series.method or None,
-            target=group.series.target or None,
-            **figure_fields(group.figures, group.latencies, usd_per_kb),
-        )
-        for group in stats.groups
-    ]
-    totals = TotalsAnswer(sessions=stats.sessions, **figure_fields(stats.totals, stats.latencies, usd_per_kb))
-    return StatsAnswer(
-        from_=render_minute(span.first_minute),
-        to=render_minute(span.end_minute),
-        totals=totals,
-        groups=groups,
-        groups_omitted=stats.omitted,
+def render_session(stored: StoredSession, usd_per_kb: float) -> SessionItem:
+    """One session."""
+    session, figures = stored.session, stored.figures
+    return SessionItem(
+        session=session.session,
+        server=session.name,
+        command=session.command,
+        host=session.host,
+        closed_first=session.closed_first,
+        started_at=render_time(session.started_at_ns),
+        started_at_ns=session.started_at_ns,
+        ended_at=render_maybe(session.ended_at_ns),
+        ended_at_ns=session.ended_at_ns,
+        first_at=render_maybe(stored.first_at_ns),
+        last_at=render_maybe(stored.last_at_ns),
+        events=figures.events,
+        messages=figures.messages,
+        calls=figures.calls,
+        errors=figures.errors,
+        tool_errors=figures.tool_errors,
+        bytes_to_server=figures.bytes_to_server,
+        bytes_to_client=figures.bytes_to_client,
+        cost_usd=cost_usd(figures.bytes_to_server + figures.bytes_to_client, usd_per_kb),
     )
-
-
-def render_minute(minute: int | None) -> str | None:
-    """The start of a minute as RFC 3339."""
-    return None if minute is None else render_time(minute * MINUTE_NS)
-
-
-def figure_fields(figures: Figures, latencies: Mapping[int, int], usd_per_kb: float) -> FigureValues:
-    """The fields that a group and the totals share."""
-    return {
-        "events": figures.events,
-        "messages": figures.messages,
-        "calls": figures.calls,
-        "errors": figures.errors,
-        "tool_errors": figures.tool_errors,
-        "bytes_to_server": figures.bytes_to_server,
-        "bytes_to_client": figures.bytes_to_client,
-        "p50_ms": quantile_ms(latencies, 0.50),
-        "p95_ms": quantile_ms(latencies, 0.95),
-        "p99_ms": quantile_ms(latencies, 0.99),
-        "cost_usd": cost_usd(figures.bytes_to_server + figures.bytes_to_client, usd_per_kb),
-    }
-
-
-def quantile_ms(latencies: Mapping[int, int], quantile: float) -> float | None:
-    """A percentile in milliseconds."""
-    value_ns = quantile_ns(latencies, quantile)
-    return None if value_ns is None else value_ns / NS_PER_MS

@@ -6,8 +6,10 @@ live: the process answers. ready: the store does, for a question and for a (vain
 
 import asyncio
 
+import msgspec
 from aiohttp import web
 
+from km_server.api.operations import Operation, Success, answer
 from km_server.config import read_version
 from km_server.context import DOOR, METRICS, STORE
 from km_server.errors import ApiError, StoreError
@@ -17,9 +19,24 @@ READY_TIMEOUT_S = 2.0
 """Probes usually give up after a few seconds: answer before."""
 
 
+class LiveAnswer(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: str
+    version: str
+
+
+class ReadyAnswer(msgspec.Struct, frozen=True):
+    """The store can be read and written. `problem`: what an operator should look at all the same."""
+
+    status: str
+    store: str
+    problem: str
+
+
 async def get_live(request: web.Request) -> web.Response:
     """Says that the loop runs."""
-    return web.json_response({"status": "ok", "version": read_version()})
+    return answer(LiveAnswer("ok", read_version()))
 
 
 async def get_ready(request: web.Request) -> web.Response:
@@ -29,11 +46,12 @@ async def get_ready(request: web.Request) -> web.Response:
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
             await request.app[STORE].check()
+            facts = await request.app[STORE].facts()
     except TimeoutError:
         raise not_ready("the store did not answer in time") from None
     except StoreError as exc:
         raise not_ready(str(exc)) from None
-    return web.json_response({"status": "ok"})
+    return answer(ReadyAnswer("ok", facts.kind, facts.problem))
 
 
 def not_ready(message: str) -> ApiError:
@@ -46,8 +64,30 @@ async def get_metrics(request: web.Request) -> web.Response:
     return web.Response(body=request.app[METRICS].render(), headers={"Content-Type": CONTENT_TYPE})
 
 
-ROUTES = (
-    web.get("/health/live", get_live),
-    web.get("/health/ready", get_ready),
-    web.get("/metrics", get_metrics),
+OPERATIONS = (
+    Operation(
+        "GET",
+        "/health/live",
+        "isLive",
+        "Whether the process answers.",
+        Success("It does.", LiveAnswer),
+        ask_freely=get_live,
+    ),
+    Operation(
+        "GET",
+        "/health/ready",
+        "isReady",
+        "Whether the store can be read and written.",
+        Success("It can.", ReadyAnswer),
+        ask_freely=get_ready,
+        errors=(503,),
+    ),
+    Operation(
+        "GET",
+        "/metrics",
+        "readMetrics",
+        "The numbers, for Prometheus.",
+        Success("The numbers.", media_types=("text/plain",)),
+        ask_freely=get_metrics,
+    ),
 )

@@ -1,113 +1,199 @@
-"""Query parameters to questions. Pure. A parameter that is unknown, double or out of bounds is a 400."""
+"""
+Query parameters to questions. Pure. A parameter that is unknown, double or out of bounds is a 400.
 
-import base64
-import binascii
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
-from enum import StrEnum
-from typing import TypeVar
+Each route's parameters are the fields of one struct: it decodes them and describes them in /api/openapi.json.
+"""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
 from multidict import MultiMapping
 
+from km_server.api.cursor import parse_cursor
+from km_server.api.times import parse_time
 from km_server.errors import ApiError
 from km_server.store.rollup import MINUTE_NS
-from km_server.store.values import ActivityQuery, Filter, Position, Span
-from kmd.mcp.names import Kind, Outcome
+from km_server.store.values import (
+    ActivityQuery,
+    Dimension,
+    Filter,
+    Order,
+    Position,
+    SessionQuery,
+    Span,
+    StatsQuery,
+)
+from kmd.mcp.names import Kind, Outcome, Stream
 
-T = TypeVar("T")
-E = TypeVar("E", bound=StrEnum)
+P = TypeVar("P", bound=msgspec.Struct)
+V = TypeVar("V")
 
-TIME_MAX_NS = 2**63 - 1
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 1_000
-TEXT_MAX_CHARS = 1_024
-"""Nothing that can be filtered by is longer."""
-NUMBER_MAX_CHARS = 40
+BUCKETS_MAX = 5_000
+"""Points of one time series."""
 
-ACTIVITY = ("limit", "cursor", "include", "from", "to", "session", "server", "method", "kind", "outcome")
-STATS = ("from", "to")
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NUMBER_MAX_CHARS = 19
+NO_NUL = r"^[^\x00]*$"
+UNIT_MINUTES = {"m": 1, "h": 60, "d": 24 * 60}
+BUCKET_MAX_MINUTES = 366 * 24 * 60
+
+Limit = Annotated[int, Meta(ge=1, le=LIMIT_MAX, description="Items in a page at most.")]
+Cursor = Annotated[str, Meta(max_length=80, description="`next_cursor` of the page before.")]
+Time = Annotated[
+    str,
+    Meta(
+        max_length=40,
+        description="RFC 3339 with a zone, or Unix seconds with any fraction.",
+        examples=["2026-01-31T12:00:00Z"],
+    ),
+]
+Name = Annotated[str, Meta(max_length=1024, pattern=NO_NUL, description="Exactly this.")]
+Target = Annotated[str, Meta(max_length=8192, pattern=NO_NUL, description="Exactly this.")]
+Risk = Annotated[int, Meta(ge=0, le=100, description="Events with a risk of at least this.")]
+Text = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=256,
+        pattern=NO_NUL,
+        description="Found in method, target, server or payload; ASCII letters in either case.",
+    ),
+]
+Include = Annotated[
+    str, Meta(pattern="^payload$", description="`payload` adds `payload`, or `payload_base64` where it is not UTF-8.")
+]
+Groups = Annotated[
+    str,
+    Meta(
+        pattern="^((server|method|target)(,(server|method|target)){0,2})?$",
+        description="What groups are made of, with commas; empty: totals alone.",
+    ),
+]
+BucketWidth = Annotated[
+    str,
+    Meta(pattern="^[1-9][0-9]{0,5}[mhd]$", description="Also a time series with points this wide: 5m, 1h, 1d."),
+]
 
 
-def parse_activity(parameters: MultiMapping[str]) -> ActivityQuery:
-    """The question that `GET /api/v1/activity` asks. Raises ApiError 400."""
-    given = check_names(parameters, ACTIVITY)
-    return ActivityQuery(
-        limit=parse_with(given, "limit", parse_limit) or LIMIT_DEFAULT,
-        after=parse_with(given, "cursor", parse_cursor),
-        payloads=parse_with(given, "include", parse_include) or False,
-        where=Filter(
-            from_ns=parse_with(given, "from", parse_time),
-            to_ns=parse_with(given, "to", parse_time),
-            session=parse_with(given, "session", parse_text),
-            server=parse_with(given, "server", parse_text),
-            method=parse_with(given, "method", parse_text),
-            kind=parse_with(given, "kind", lambda text: parse_member(Kind, text)),
-            outcome=parse_with(given, "outcome", lambda text: parse_member(Outcome, text)),
-        ),
-    )
+class Spanned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
+    """A span of time: `from` is included, `to` is not."""
+
+    from_: Time | UnsetType = UNSET
+    to: Time | UnsetType = UNSET
 
 
-def parse_span(parameters: MultiMapping[str]) -> Span:
-    """The span that `GET /api/v1/stats` asks for, widened to whole minutes. Raises ApiError 400."""
-    given = check_names(parameters, STATS)
-    from_ns = parse_with(given, "from", parse_time)
-    to_ns = parse_with(given, "to", parse_time)
-    if from_ns is not None and to_ns is not None and from_ns > to_ns:
-        raise bad_parameter("to", "is before 'from'")
-    return Span(
-        None if from_ns is None else from_ns // MINUTE_NS,
-        None if to_ns is None else -(-to_ns // MINUTE_NS),
-    )
+class Filters(Spanned, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
+    """Which events; what is not given does not narrow."""
+
+    session: Name | UnsetType = UNSET
+    server: Name | UnsetType = UNSET
+    method: Name | UnsetType = UNSET
+    target: Target | UnsetType = UNSET
+    stream: Stream | UnsetType = UNSET
+    kind: Kind | UnsetType = UNSET
+    outcome: Outcome | UnsetType = UNSET
+    risk_at_least: Risk | UnsetType = UNSET
+    text: Text | UnsetType = UNSET
 
 
-def check_names(parameters: MultiMapping[str], known: tuple[str, ...]) -> Mapping[str, str]:
-    """The parameters, each at most once. A misspelt one must not silently mean its default."""
+class ActivityParameters(Filters, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
+    """Of GET /api/v1/activity."""
+
+    limit: Limit = LIMIT_DEFAULT
+    cursor: Cursor | UnsetType = UNSET
+    include: Include | UnsetType = UNSET
+    order: Order = Order.NEWEST_FIRST
+
+
+class TimelineParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of GET /api/v1/sessions/{session}."""
+
+    limit: Limit = LIMIT_DEFAULT
+    cursor: Cursor | UnsetType = UNSET
+    include: Include | UnsetType = UNSET
+
+
+class SessionsParameters(Spanned, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
+    """Of GET /api/v1/sessions; the span is one that a session has events in."""
+
+    limit: Limit = LIMIT_DEFAULT
+    cursor: Cursor | UnsetType = UNSET
+    server: Name | UnsetType = UNSET
+
+
+class StatsParameters(Spanned, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
+    """Of GET /api/v1/stats."""
+
+    group_by: Groups = "server,method,target"
+    server: Name | UnsetType = UNSET
+    method: Name | UnsetType = UNSET
+    target: Target | UnsetType = UNSET
+    bucket: BucketWidth | UnsetType = UNSET
+
+
+class NoParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of a route that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Two times in nanoseconds; None is open."""
+
+    from_ns: int | None
+    to_ns: int | None
+
+
+def parse_parameters(parameters: MultiMapping[str], shape: type[P]) -> P:
+    """The parameters as a value of their struct. Raises ApiError 400."""
+    known = {field.encode_name: field for field in msgspec.structs.fields(shape)}
+    values: dict[str, str | int] = {}
     for name in parameters:
         if name not in known:
-            raise ApiError(400, "bad_parameter", "there is no such parameter", hint=f"known: {', '.join(known)}")
+            hint = f"known: {', '.join(known)}" if known else "this takes none"
+            raise ApiError(400, "bad_parameter", "there is no such parameter", hint=hint)
         if len(parameters.getall(name)) > 1:
             raise bad_parameter(name, "is given twice")
-    return {name: parameters[name] for name in parameters}
-
-
-def parse_with(given: Mapping[str, str], name: str, parse: Callable[[str], T]) -> T | None:
-    """The value of a parameter, None when it is not given. Raises ApiError 400."""
-    if name not in given:
-        return None
+        text = parameters[name]
+        if not is_unicode(text):
+            raise bad_parameter(name, "is no usable text")
+        number = text.isascii() and text.isdecimal() and len(text) <= NUMBER_MAX_CHARS
+        values[name] = int(text) if number and known[name].encode_name in WHOLE_NUMBERS else text
     try:
-        return parse(given[name])
-    except ValueError as exc:
-        raise bad_parameter(name, str(exc)) from None
+        return msgspec.convert(values, shape)
+    except msgspec.ValidationError as exc:
+        raise explain(exc, shape) from None
+
+
+WHOLE_NUMBERS = frozenset({"limit", "risk_at_least"})
+
+
+def explain(error: msgspec.ValidationError, shape: type[msgspec.Struct]) -> ApiError:
+    """What is wrong with a parameter; its value is not repeated."""
+    sentence, _, place = str(error).rpartition(" - at `$.")
+    name = place.rstrip("`")
+    choices = CHOICES.get(name)
+    if choices is not None:
+        return bad_parameter(name, f"must be one of {', '.join(choices)}")
+    if name in WHOLE_NUMBERS:
+        return bad_parameter(name, f"must be a whole number: {'1 to 1000' if name == 'limit' else '0 to 100'}")
+    return bad_parameter(name, f"cannot be this: {sentence[0].lower()}{sentence[1:]}")
+
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "stream": tuple(Stream),
+    "kind": tuple(Kind),
+    "outcome": tuple(Outcome),
+    "order": tuple(Order),
+}
 
 
 def bad_parameter(name: str, problem: str) -> ApiError:
     """The answer to a parameter that cannot be used; it does not repeat the value."""
-    return ApiError(400, "bad_parameter", f"'{name}' {problem}", hint="see docs/http-api.md")
-
-
-def parse_limit(text: str) -> int:
-    """How many. Raises ValueError."""
-    if not (text.isascii() and text.isdecimal() and len(text) <= NUMBER_MAX_CHARS):
-        raise ValueError(f"must be 1 to {LIMIT_MAX}")
-    if not 1 <= int(text) <= LIMIT_MAX:
-        raise ValueError(f"must be 1 to {LIMIT_MAX}")
-    return int(text)
-
-
-def parse_include(text: str) -> bool:
-    """Whether payloads are wanted. Raises ValueError."""
-    if text != "payload":
-        raise ValueError("can only be 'payload'")
-    return True
-
-
-def parse_text(text: str) -> str:
-    """A text to compare with. Raises ValueError."""
-    if len(text) > TEXT_MAX_CHARS or "\0" in text or not is_unicode(text):
-        raise ValueError("is no usable text")
-    return text
+    return ApiError(400, "bad_parameter", f"'{name}' {problem}", hint="see /api/openapi.json")
 
 
 def is_unicode(text: str) -> bool:
@@ -115,58 +201,115 @@ def is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def parse_member(choices: type[E], text: str) -> str:
-    """One of a closed set. Raises ValueError."""
-    if text not in [choice.value for choice in choices]:
-        raise ValueError(f"must be one of {', '.join(choices)}")
-    return text
+def given(value: V | UnsetType) -> V | None:
+    """A parameter's value, None when it was not given."""
+    return None if isinstance(value, UnsetType) else value
 
 
-def parse_time(text: str) -> int:
-    """RFC 3339, or seconds since 1970 with any fraction, in nanoseconds. Raises ValueError."""
-    sentence = "must be RFC 3339 with a zone, like 2026-01-31T12:00:00Z, or Unix seconds"
-    if len(text) > NUMBER_MAX_CHARS or not text.isascii():
-        raise ValueError(sentence)
+def parse_range(spanned: Spanned) -> Range:
+    """The times of a span. Raises ApiError 400: one is none, or the end is before the start."""
+    from_ns, to_ns = time_ns("from", given(spanned.from_)), time_ns("to", given(spanned.to))
+    if from_ns is not None and to_ns is not None and from_ns > to_ns:
+        raise bad_parameter("to", "is before 'from'")
+    return Range(from_ns, to_ns)
+
+
+def time_ns(name: str, text: str | None) -> int | None:
+    """A time parameter in nanoseconds. Raises ApiError 400."""
     try:
-        seconds = Decimal(text)
-    except InvalidOperation:
-        at_ns = parse_rfc3339(text, sentence)
-    else:
-        if not seconds.is_finite() or not 0 <= seconds <= TIME_MAX_NS:
-            raise ValueError("is out of range")
-        at_ns = int(seconds * 10**9)
-    if not 0 <= at_ns <= TIME_MAX_NS:
-        raise ValueError("is out of range")
-    return at_ns
+        return None if text is None else parse_time(text)
+    except ValueError as exc:
+        raise bad_parameter(name, str(exc)) from None
 
 
-def parse_rfc3339(text: str, sentence: str) -> int:
-    """Nanoseconds since 1970 (the text's digits below a microsecond are dropped). Raises ValueError(*sentence*)."""
+def parse_filter(filters: Filters) -> Filter:
+    """Which events are meant. Raises ApiError 400."""
+    span = parse_range(filters)
+    return Filter(
+        from_ns=span.from_ns,
+        to_ns=span.to_ns,
+        session=given(filters.session),
+        server=given(filters.server),
+        method=given(filters.method),
+        target=given(filters.target),
+        stream=given(filters.stream),
+        kind=given(filters.kind),
+        outcome=given(filters.outcome),
+        risk_at_least=given(filters.risk_at_least),
+        text=given(filters.text),
+    )
+
+
+def parse_activity(parameters: MultiMapping[str]) -> ActivityQuery:
+    """The question that `GET /api/v1/activity` asks. Raises ApiError 400."""
+    asked = parse_parameters(parameters, ActivityParameters)
+    return ActivityQuery(
+        limit=asked.limit,
+        after=position("cursor", given(asked.cursor)),
+        payloads=given(asked.include) is not None,
+        where=parse_filter(asked),
+        order=asked.order,
+    )
+
+
+def parse_timeline(parameters: MultiMapping[str], session: str) -> ActivityQuery:
+    """The question that `GET /api/v1/sessions/{session}` asks about its events. Raises ApiError 400."""
+    asked = parse_parameters(parameters, TimelineParameters)
+    return ActivityQuery(
+        limit=asked.limit,
+        after=position("cursor", given(asked.cursor)),
+        payloads=given(asked.include) is not None,
+        where=Filter(session=session),
+        order=Order.OLDEST_FIRST,
+    )
+
+
+def parse_sessions(parameters: MultiMapping[str]) -> SessionQuery:
+    """The question that `GET /api/v1/sessions` asks. Raises ApiError 400."""
+    asked = parse_parameters(parameters, SessionsParameters)
+    span = parse_range(asked)
+    after = position("cursor", given(asked.cursor))
+    return SessionQuery(asked.limit, after, given(asked.server), span.from_ns, span.to_ns)
+
+
+def position(name: str, text: str | None) -> Position | None:
+    """The place that a cursor names. Raises ApiError 400."""
     try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(sentence) from None
-    if at.tzinfo is None:
-        raise ValueError(sentence)
-    return (at - EPOCH) // timedelta(microseconds=1) * 1000
+        return None if text is None else parse_cursor(text)
+    except ValueError as exc:
+        raise bad_parameter(name, str(exc)) from None
 
 
-def render_cursor(position: Position) -> str:
-    """A place in the feed as opaque text."""
-    return base64.urlsafe_b64encode(f"{position.at_ns}.{position.id}".encode()).decode().rstrip("=")
+def parse_stats(parameters: MultiMapping[str], now_ns: int) -> StatsQuery:
+    """The question that `GET /api/v1/stats` asks, its span widened to whole minutes. Raises ApiError 400."""
+    asked = parse_parameters(parameters, StatsParameters)
+    span = parse_range(asked)
+    bucket_minutes = parse_bucket(given(asked.bucket), span, now_ns)
+    return StatsQuery(
+        span=Span(
+            None if span.from_ns is None else span.from_ns // MINUTE_NS,
+            None if span.to_ns is None else -(-span.to_ns // MINUTE_NS),
+        ),
+        group_by=tuple(Dimension(name) for name in dict.fromkeys(asked.group_by.split(",")) if name),
+        server=given(asked.server),
+        method=given(asked.method),
+        target=given(asked.target),
+        bucket_minutes=bucket_minutes,
+    )
 
 
-def parse_cursor(text: str) -> Position:
-    """The place that render_cursor made a text of. Raises ValueError for any other text."""
-    sentence = "is no cursor of this server"
-    if len(text) > 2 * NUMBER_MAX_CHARS or not text.isascii():
-        raise ValueError(sentence)
-    try:
-        plain = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode("ascii")
-        at_ns, row_id = (int(part) for part in plain.split("."))
-    except (binascii.Error, ValueError):
-        raise ValueError(sentence) from None
-    position = Position(at_ns, row_id)
-    if not (0 <= at_ns <= TIME_MAX_NS and 0 <= row_id <= TIME_MAX_NS) or render_cursor(position) != text:
-        raise ValueError(sentence)
-    return position
+def parse_bucket(text: str | None, span: Range, now_ns: int) -> int | None:
+    """The width of a point in minutes. Raises ApiError 400: there would be too many points."""
+    if text is None:
+        return None
+    minutes = int(text[:-1]) * UNIT_MINUTES[text[-1]]
+    if minutes > BUCKET_MAX_MINUTES:
+        raise bad_parameter("bucket", "must be at most 366d")
+    if span.from_ns is None:
+        raise bad_parameter("bucket", "needs 'from': a time series has a beginning")
+    end_ns = now_ns if span.to_ns is None else span.to_ns
+    points = (end_ns - span.from_ns) // (minutes * MINUTE_NS)
+    if points > BUCKETS_MAX:
+        least = -(-(end_ns - span.from_ns) // (BUCKETS_MAX * MINUTE_NS))
+        raise bad_parameter("bucket", f"gives over {BUCKETS_MAX} points; take {least}m or more")
+    return minutes

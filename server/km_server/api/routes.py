@@ -1,35 +1,43 @@
-"""The reading routes: `GET /api/v1/activity` and `GET /api/v1/stats`."""
+"""Every operation of the server, in the order of the document; `/api/openapi.json` itself among them."""
+
+from functools import cache
 
 import msgspec
 from aiohttp import web
 
-from km_server.api.answers import Page, StatsAnswer, render_page, render_stats
-from km_server.api.parameters import parse_activity, parse_span
-from km_server.auth import guarded
-from km_server.store.protocol import TenantStore
-from km_server.store.values import Scope, StatsQuery
+from km_server.api import export, feed, health, live, losses, removal, statistics, whoami
+from km_server.api.openapi import render_document
+from km_server.api.operations import JSON, Operation, Success
+from km_server.ingest import routes as ingest
 
 
-async def get_activity(request: web.Request, store: TenantStore) -> web.Response:
-    """What happened, newest first."""
-    query = parse_activity(request.query)
-    page = await store.read_activity(query)
-    return answer(render_page(page, store.tenant.usd_per_kb, payloads=query.payloads))
+async def get_document(request: web.Request) -> web.Response:
+    """The document of all of them."""
+    return web.Response(body=encoded_document(), content_type=JSON)
 
 
-async def get_stats(request: web.Request, store: TenantStore) -> web.Response:
-    """What it came to."""
-    span = parse_span(request.query)
-    stats = await store.read_stats(StatsQuery(span))
-    return answer(render_stats(stats, span, store.tenant.usd_per_kb))
+@cache
+def encoded_document() -> bytes:
+    """The same for as long as the process lives."""
+    return msgspec.json.encode(render_document(OPERATIONS))
 
 
-def answer(body: Page | StatsAnswer) -> web.Response:
-    """A success."""
-    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
-
-
-ROUTES = (
-    web.get("/api/v1/activity", guarded(Scope.READ, get_activity)),
-    web.get("/api/v1/stats", guarded(Scope.READ, get_stats)),
+OPERATIONS = (
+    *ingest.OPERATIONS,
+    *feed.OPERATIONS,
+    *statistics.OPERATIONS,
+    *export.OPERATIONS,
+    *live.OPERATIONS,
+    *losses.OPERATIONS,
+    *removal.OPERATIONS,
+    *whoami.OPERATIONS,
+    *health.OPERATIONS,
+    Operation(
+        "GET",
+        "/api/openapi.json",
+        "readDocument",
+        "This document: OpenAPI 3.1.",
+        Success("The document."),
+        ask_freely=get_document,
+    ),
 )

@@ -3,6 +3,7 @@
 import msgspec
 from aiohttp import web
 
+from km_server.api.operations import Operation, Success, answer
 from km_server.auth import charge, describe_limits, recognise
 from km_server.config import read_version
 from km_server.context import CONFIG, LIMIT_HEADERS, STORE
@@ -25,7 +26,18 @@ async def get_whoami(request: web.Request) -> web.Response:
     identity = Identity(
         key.tenant.name, tuple(sorted(scope.value for scope in key.scopes)), key.expires_at_ns, read_version()
     )
-    return web.Response(body=msgspec.json.encode(identity), content_type="application/json")
+    return answer(identity)
 
 
-ROUTES = (web.get("/api/v1/whoami", get_whoami),)
+OPERATIONS = (
+    Operation(
+        "GET",
+        "/api/v1/whoami",
+        "readIdentity",
+        "Whose the key is, and what it may do.",
+        Success("The identity behind the key.", Identity),
+        ask_freely=get_whoami,
+        any_key=True,
+        errors=(401, 429, 503),
+    ),
+)

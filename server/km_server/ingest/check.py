@@ -7,13 +7,14 @@ so that a bad one costs nobody else anything. A reason names the field and what 
 
 import binascii
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from km_server.errors import ApiError
+from km_server.ingest.unknown import collect_unknown
 from km_server.store.values import Arrival
 from kmd.wire import OFFSET_MAX, SCHEMA, Event, Session, payload_bytes
 
@@ -23,6 +24,7 @@ AHEAD_MAX_NS = 24 * 3600 * 10**9
 UNKNOWN_MEMBER = "Invalid enum value"
 """Of all the decoder's sentences this one goes on with the value itself."""
 NUL_ESCAPE = b"\\u0000"
+HINT = "see docs/http-api.md"
 SESSION_TEXTS = ("session", "name", "command", "host")
 EVENT_TEXTS = ("session", "method", "target", "rpc_id")
 
@@ -38,6 +40,9 @@ Target = Annotated[str, Meta(max_length=8192)]
 RpcId = Annotated[str, Meta(max_length=4096)]
 Sha256 = Annotated[str, Meta(min_length=64, max_length=64)]
 BatchId = Annotated[str, Meta(max_length=256)]
+SenderName = Annotated[str, Meta(max_length=256)]
+RISK_MAX = 100
+RiskScore = Annotated[int, Meta(ge=0, le=RISK_MAX)]
 
 
 class BoundedSession(Session, frozen=True, kw_only=True):
@@ -66,6 +71,37 @@ class BoundedEvent(Event, frozen=True, kw_only=True):
     took_ns: Count | None = None
     error_code: ErrorCode | None = None
     sha256: Sha256 | None = None
+    risk: RiskScore | None = None
+
+
+class StrictEvent(BoundedEvent, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same without a field that nobody knows: most events, decoded at no extra cost."""
+
+
+class BatchBody(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The body of a batch; every event's session is described in `sessions`, or known. See kmd.wire.Batch.
+
+    Fields that this version does not know are kept and handed back as `extra` of the event.
+    """
+
+    schema: int = SCHEMA
+    batch_id: BatchId
+    sent_by: SenderName = ""
+    lost_events: Count = 0
+    sessions: tuple[BoundedSession, ...] = ()
+    events: tuple[BoundedEvent, ...] = ()
+
+
+class SingleBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a single event: a batch of one."""
+
+    schema: int = SCHEMA
+    batch_id: BatchId = ""
+    sent_by: SenderName = ""
+    lost_events: Count = 0
+    session: BoundedSession
+    event: BoundedEvent
 
 
 class NameOnly(msgspec.Struct, frozen=True):
@@ -75,21 +111,30 @@ class NameOnly(msgspec.Struct, frozen=True):
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch whose sessions and events are still JSON text."""
+    """A BatchBody whose sessions and events are still JSON text."""
 
     schema: int = SCHEMA
     batch_id: BatchId
+    sent_by: SenderName = ""
+    lost_events: Count = 0
     sessions: tuple[msgspec.Raw, ...] = ()
     events: tuple[msgspec.Raw, ...] = ()
 
 
 class SingleEnvelope(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of a single event, its parts still JSON text."""
+    """A SingleBody whose parts are still JSON text."""
 
     schema: int = SCHEMA
     batch_id: BatchId = ""
+    sent_by: SenderName = ""
+    lost_events: Count = 0
     session: msgspec.Raw
     event: msgspec.Raw
+
+
+KNOWN_FIELDS = frozenset(BoundedEvent.__struct_fields__)
+SESSION_FIELDS = frozenset(BoundedSession.__struct_fields__)
+ENVELOPE_FIELDS = frozenset({*BatchBody.__struct_fields__, *SingleBody.__struct_fields__})
 
 
 class SchemaOnly(msgspec.Struct, frozen=True):
@@ -108,9 +153,15 @@ class BatchBounds:
 
 @dataclass(frozen=True, slots=True)
 class CheckedBatch:
-    """What goes to the store, and for each event of the batch its arrival or the reason against it."""
+    """
+    What goes to the store, and for each event of the batch its arrival or the reason against it.
+
+    sent_by, lost_events: who says it has had to give up so many events.
+    """
 
     batch_id: str
+    sent_by: str
+    lost_events: int
     sessions: tuple[Session, ...]
     judged: tuple[Arrival | str, ...]
 
@@ -123,7 +174,9 @@ class CheckedBatch:
 DECODE_BATCH = msgspec.json.Decoder(Envelope)
 DECODE_SINGLE = msgspec.json.Decoder(SingleEnvelope)
 DECODE_SCHEMA = msgspec.json.Decoder(SchemaOnly)
-DECODE_EVENT = msgspec.json.Decoder(BoundedEvent)
+DECODE_EVENT = msgspec.json.Decoder(StrictEvent)
+DECODE_NEWER_EVENT = msgspec.json.Decoder(BoundedEvent)
+DECODE_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 DECODE_SESSION = msgspec.json.Decoder(BoundedSession)
 DECODE_NAME = msgspec.json.Decoder(NameOnly)
 
@@ -134,6 +187,7 @@ def parse_batch(body: bytes, now_ns: int, bounds: BatchBounds) -> CheckedBatch:
         envelope = DECODE_BATCH.decode(body)
     except (ValueError, RecursionError) as exc:
         raise not_understood(body, exc) from None
+    refuse_deep(body)
     return check_envelope(envelope, body, now_ns, bounds)
 
 
@@ -143,8 +197,14 @@ def parse_single(body: bytes, now_ns: int, bounds: BatchBounds) -> CheckedBatch:
         single = DECODE_SINGLE.decode(body)
     except (ValueError, RecursionError) as exc:
         raise not_understood(body, exc) from None
+    refuse_deep(body)
     envelope = Envelope(
-        schema=single.schema, batch_id=single.batch_id, sessions=(single.session,), events=(single.event,)
+        schema=single.schema,
+        batch_id=single.batch_id,
+        sent_by=single.sent_by,
+        lost_events=single.lost_events,
+        sessions=(single.session,),
+        events=(single.event,),
     )
     return check_envelope(envelope, body, now_ns, bounds)
 
@@ -158,8 +218,8 @@ def not_understood(body: bytes, error: Exception) -> ApiError:
     except (ValueError, RecursionError):
         pass
     if isinstance(error, msgspec.ValidationError):
-        return ApiError(400, "bad_batch", f"the body is no batch: {describe(error)}", hint="see docs/http-api.md")
-    return ApiError(400, "bad_json", f"the body is not JSON: {describe(error)}", hint="see docs/http-api.md")
+        return ApiError(400, "bad_batch", f"the body is no batch: {describe(error)}", hint=HINT)
+    return ApiError(400, "bad_json", f"the body is not JSON: {describe(error)}", hint=HINT)
 
 
 def require_schema(schema: int) -> None:
@@ -173,6 +233,13 @@ def require_schema(schema: int) -> None:
         )
 
 
+def refuse_deep(body: bytes) -> None:
+    """Raises ApiError 400: something beside sessions and events is nested as no honest sender nests it."""
+    unknown = collect_unknown(msgspec.Raw(body), ENVELOPE_FIELDS)
+    if isinstance(unknown, str):
+        raise ApiError(400, "bad_batch", f"the body is no batch: {unknown}", hint=HINT)
+
+
 def check_envelope(envelope: Envelope, body: bytes, now_ns: int, bounds: BatchBounds) -> CheckedBatch:
     """Check what a batch holds; *body* is the JSON that it came from. Raises ApiError."""
     require_schema(envelope.schema)
@@ -183,9 +250,11 @@ def check_envelope(envelope: Envelope, body: bytes, now_ns: int, bounds: BatchBo
             f"a batch holds at most {bounds.max_events} events and as many sessions",
             hint="send fewer events at once",
         )
+    if "\0" in envelope.sent_by or "\0" in envelope.batch_id:
+        raise ApiError(400, "bad_batch", "the body is no batch: sent_by or batch_id holds a NUL", hint=HINT)
     sessions, refused = check_sessions(envelope.sessions)
     judged = tuple(judge_event(raw, refused, now_ns, bounds) for raw in envelope.events)
-    checked = CheckedBatch(envelope.batch_id, sessions, judged)
+    checked = CheckedBatch(envelope.batch_id, envelope.sent_by, envelope.lost_events, sessions, judged)
     return refuse_nuls(checked) if NUL_ESCAPE in body else checked
 
 
@@ -195,6 +264,10 @@ def check_sessions(raws: Sequence[msgspec.Raw]) -> tuple[tuple[Session, ...], di
     refused: dict[str, str] = {}
     for raw in raws:
         session = decode_bounded(DECODE_SESSION, raw)
+        unknown = collect_unknown(raw, SESSION_FIELDS)
+        session = unknown if isinstance(unknown, str) else session
+        if isinstance(session, Session) and (field := field_with_nul(session, SESSION_TEXTS)):
+            session = f"{field} holds a NUL"
         if isinstance(session, str):
             refused[session_name(raw)] = f"its session's description is not understood: {session}"
         else:
@@ -222,16 +295,22 @@ def judge_event(raw: msgspec.Raw, refused_sessions: dict[str, str], now_ns: int,
     """The event, ready to be stored, or the reason against it."""
     if len(memoryview(raw)) > bounds.max_event_bytes:
         return f"it is over {bounds.max_event_bytes:,} bytes"
-    event = decode_bounded(DECODE_EVENT, raw)
+    extra: bytes | str | None = None
+    event: BoundedEvent | str = decode_bounded(DECODE_EVENT, raw)
+    if isinstance(event, str):  # it may have fields of a later version
+        event = decode_bounded(DECODE_NEWER_EVENT, raw)
+        extra = None if isinstance(event, str) else collect_unknown(raw, KNOWN_FIELDS)
     if isinstance(event, str):
         return f"not understood: {event}"
+    if isinstance(extra, str):
+        return extra
     if reason := refused_sessions.get(event.session) or event_problem(event, now_ns):
         return reason
     try:
         payload = payload_bytes(event)
     except (binascii.Error, ValueError):
         return "payload_base64 is no base64"
-    return payload_problem(event, payload) or Arrival(event, payload)
+    return payload_problem(event, payload) or Arrival(event, payload, event.risk, extra)
 
 
 def event_problem(event: Event, now_ns: int) -> str:
@@ -258,14 +337,13 @@ def payload_problem(event: Event, payload: bytes | None) -> str:
 
 def refuse_nuls(checked: CheckedBatch) -> CheckedBatch:
     """The batch without what PostgreSQL could not keep: a NUL in any text but a payload."""
-    sessions = tuple(session for session in checked.sessions if not field_with_nul(session, SESSION_TEXTS))
     judged = tuple(
         f"{field} holds a NUL"
         if isinstance(one, Arrival) and (field := field_with_nul(one.event, EVENT_TEXTS))
         else one
         for one in checked.judged
     )
-    return CheckedBatch(checked.batch_id, sessions, judged)
+    return replace(checked, judged=judged)
 
 
 def field_with_nul(described: Event | Session, fields: tuple[str, ...]) -> str:

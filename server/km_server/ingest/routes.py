@@ -7,12 +7,14 @@ from collections.abc import Callable
 import msgspec
 from aiohttp import web
 
-from km_server.auth import guarded
+from km_server.api.operations import Operation, Success
 from km_server.config import ServerConfig
 from km_server.context import BODIES, CONFIG, EVENT_RATE, KEY, METRICS
 from km_server.ingest.body import Encoding, InflationLimit, inflate, parse_encoding, read_packed, require_json
-from km_server.ingest.check import BatchBounds, CheckedBatch, parse_batch, parse_single
+from km_server.ingest.check import BatchBody, BatchBounds, CheckedBatch, SingleBody, parse_batch, parse_single
+from km_server.ingest.senders import SENDERS
 from km_server.limits import Lease, too_many
+from km_server.refusals import ErrorDetail
 from km_server.store.protocol import TenantStore
 from km_server.store.values import Arrival, Scope
 from kmd.wire import Receipt, Status, Verdict
@@ -42,12 +44,32 @@ async def take_in(request: web.Request, store: TenantStore, parse: Parse) -> web
         metrics.count_body(len(packed), lease.held_bytes - len(packed))
         charge_events(request, len(batch.judged))
         stored: list[Verdict] = []
-        if batch.sessions or batch.arrivals:
+        if batch.arrivals or (batch.sessions and not batch.judged):
             stored = await store.ingest(batch.sessions, batch.arrivals)
+        await request.app[SENDERS].note(store, batch.sent_by, batch.lost_events)
     metrics.body_bytes.set(request.app[BODIES].used_bytes)
     receipt = Receipt(batch_id=batch.batch_id, verdicts=merge_verdicts(batch, stored))
     metrics.count_verdicts(receipt.verdicts)
+    if batch.judged and not batch.arrivals:
+        return refuse_all(receipt)
     return web.Response(body=msgspec.json.encode(receipt), content_type="application/json")
+
+
+class RefusedReceipt(Receipt, frozen=True, kw_only=True):
+    """The receipt of a batch of which no event can be stored, however often it is sent; nothing was stored."""
+
+    error: ErrorDetail
+
+
+def refuse_all(receipt: Receipt) -> web.Response:
+    """422: not one event was what it must be. The receipt is there all the same."""
+    first = next(iter(receipt.verdicts)).reason
+    body = RefusedReceipt(
+        batch_id=receipt.batch_id,
+        verdicts=receipt.verdicts,
+        error=ErrorDetail("rejected", f"no event of it can be stored; the first: {first}", "see docs/http-api.md"),
+    )
+    return web.Response(status=422, body=msgspec.json.encode(body), content_type="application/json")
 
 
 def unpack(encoding: Encoding, packed: bytes, config: ServerConfig, lease: Lease, parse: Parse) -> CheckedBatch:
@@ -73,7 +95,27 @@ def merge_verdicts(batch: CheckedBatch, stored: list[Verdict]) -> tuple[Verdict,
     )
 
 
-ROUTES = (
-    web.post("/api/v1/events/batch", guarded(Scope.INGEST, post_batch)),
-    web.post("/api/v1/events", guarded(Scope.INGEST, post_single)),
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/api/v1/events/batch",
+        "sendBatch",
+        "Take in many events; answered once they are committed.",
+        Success("A verdict for each event, in their order.", Receipt),
+        Scope.INGEST,
+        post_batch,
+        body=BatchBody,
+        refusal=RefusedReceipt,
+    ),
+    Operation(
+        "POST",
+        "/api/v1/events",
+        "sendEvent",
+        "Take in one event: a batch of one.",
+        Success("A verdict for the event.", Receipt),
+        Scope.INGEST,
+        post_single,
+        body=SingleBody,
+        refusal=RefusedReceipt,
+    ),
 )

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from km_server.errors import StoreError
-from km_server.store import feed, figures, keys, removal, sessions
+from km_server.store import feed, figures, keys, removal, senders, sessions
 from km_server.store.asking import Asking
 from km_server.store.fate import cutoff_ns
 from km_server.store.protocol import TenantStore
@@ -30,6 +30,7 @@ from km_server.store.values import (
     Progress,
     Removed,
     Scope,
+    Sender,
     SessionPage,
     SessionQuery,
     Stats,
@@ -97,6 +98,13 @@ class AskedTenantStore:
 
     async def read_refusals(self) -> Mapping[str, int]:
         return await self._engine.ask(self._id, lambda: removal.read_refusals(self._id))
+
+    async def note_sender(self, name: str, lost_events: int) -> None:
+        now_ns = time.time_ns()
+        await self._engine.change(self._id, lambda: senders.note_sender(self._id, name, lost_events, now_ns))
+
+    async def list_senders(self) -> Sequence[Sender]:
+        return await self._engine.ask(self._id, lambda: senders.list_senders(self._id))
 
     async def read_activity(self, query: ActivityQuery) -> ActivityPage:
         return await self._engine.ask(self._id, lambda: feed.read_activity(self._id, query))

@@ -20,6 +20,7 @@ from km_server.store.values import (
     Progress,
     Removed,
     Scope,
+    Sender,
     SessionPage,
     SessionQuery,
     Stats,
@@ -49,6 +50,12 @@ class TenantStore(Protocol):
 
     async def read_refusals(self) -> Mapping[str, int]:
         """How many events were rejected by the store so far, by reason code (`ahead`, `expired`)."""
+
+    async def note_sender(self, name: str, lost_events: int) -> None:
+        """Remember how many events a sender says it has had to give up."""
+
+    async def list_senders(self) -> Sequence[Sender]:
+        """The senders that had to give up events, most first."""
 
     async def read_activity(self, query: ActivityQuery) -> ActivityPage:
         """One page of the feed."""

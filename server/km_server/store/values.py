@@ -251,6 +251,15 @@ class SessionPage:
 
 
 @dataclass(frozen=True, slots=True)
+class Sender:
+    """A sender, and how many events it has had to give up since it was installed."""
+
+    name: str
+    lost_events: int
+    noted_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Removed:
     """What a deletion took away."""
 
