@@ -285,7 +285,7 @@ def test_a_locked_store_is_busy_and_recovers(database: Path, monkeypatch: pytest
         holder.execute("ROLLBACK")
         holder.close()
         assert api.send(batch) == ["accepted"]
-        assert httpx.get(url + "/health/ready", timeout=WAIT_S).json() == {"status": "ok"}
+        assert httpx.get(url + "/health/ready", timeout=WAIT_S).json()["status"] == "ok"
 
 
 def test_a_full_disk_is_busy_and_stores_nothing_by_halves(database: Path) -> None:
