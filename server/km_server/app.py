@@ -6,7 +6,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -27,6 +27,7 @@ from km_server.metrics import Metrics
 from km_server.middleware import add_headers, answer_errors
 from km_server.proxies import Proxies
 from km_server.store.opening import open_store
+from km_server.upkeep import keep_up
 
 CLOSING_S = 2.0
 """For the last bytes of answers once every request is answered, and for those that never end by themselves."""
@@ -64,6 +65,13 @@ def create_app(config: ServerConfig, rates: Rates | None = None) -> web.Applicat
         async with open_store(config.database_url) as app[STORE]:
             yield
 
+    async def upkeep_ctx(app: web.Application) -> AsyncIterator[None]:
+        upkeep = asyncio.create_task(keep_up(app[STORE], app[METRICS], config.retention_check_s))
+        yield
+        upkeep.cancel()
+        with suppress(asyncio.CancelledError):
+            await upkeep
+
     rates = rates or Rates.of(config)
     app = web.Application(middlewares=[answer_errors], client_max_size=config.max_body_bytes)
     app[CONFIG] = config
@@ -75,6 +83,7 @@ def create_app(config: ServerConfig, rates: Rates | None = None) -> web.Applicat
     app[EXPORTS], app[LIVE] = Places(EXPORTS_MAX, "exports"), Places(LIVE_MAX, "live feeds")
     app[SENDERS] = NotedSenders()
     app.cleanup_ctx.append(store_ctx)
+    app.cleanup_ctx.append(upkeep_ctx)
     app.on_response_prepare.append(add_headers)
     app.add_routes(make_routes(OPERATIONS))
     return app
