@@ -27,6 +27,7 @@ COMPLETION_VARIABLE = "_KMCTL_COMPLETE"
 
 COMMANDS = {
     "clients": "List MCP clients, their servers, and whether km is in front of them.",
+    "completion": "Print the script with which a shell completes kmctl.",
     "config": "Show and change settings, with their sources.",
     "doctor": "Check everything that has to work, and say how to repair what does not.",
     "flush": "Wait until everything captured so far has been synced.",
@@ -34,6 +35,7 @@ COMMANDS = {
     "init": "Write the configuration: where to sync to, or nowhere.",
     "login": "Store a server's API key, after asking the server whose it is.",
     "logout": "Forget a server's API key, wherever it is kept.",
+    "man": "Print the manual page of kmctl, or of one of its commands, or write all of them.",
     "quarantine": "Look after events that a destination refused.",
     "service": "Have kmd run from login on, and start, stop and watch it.",
     "status": "Show kmd, its outbox, live sessions and destinations.",

@@ -21,6 +21,11 @@ AFTER_RESTART = frozenset({"log.level"})
 EDITOR = "vi"
 
 
+def complete_setting(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """The settings that begin so, for the shell."""
+    return [setting.name for setting in SETTINGS if setting.name.startswith(incomplete)]
+
+
 @click.group(invoke_without_command=True)
 @home_option
 @json_option
@@ -56,7 +61,7 @@ def list_(as_json: bool) -> int:  # noqa: FBT001 - click's shape
 
 
 @config.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_setting)
 @home_option
 @json_option
 def get(name: str, as_json: bool) -> int:  # noqa: FBT001 - click's shape
@@ -79,7 +84,7 @@ def get(name: str, as_json: bool) -> int:  # noqa: FBT001 - click's shape
 
 
 @config.command("set")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_setting)
 @click.argument("value")
 @home_option
 @json_option
@@ -103,7 +108,7 @@ def set_(name: str, value: str, as_json: bool) -> int:  # noqa: FBT001 - click's
 
 
 @config.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_setting)
 @home_option
 @json_option
 def unset(name: str, as_json: bool) -> int:  # noqa: FBT001 - click's shape

@@ -10,7 +10,7 @@ import click
 
 from kmctl.answers import Answer, Progress, Reason, Status, parse_part
 from kmctl.daemon import ANSWER_TIMEOUT_S, RESTART_HINT, ask, open_answers
-from kmctl.options import current_places, home_flag, home_option, json_option
+from kmctl.options import current_places, home_flag, home_option, is_plain, json_option
 from kmctl.screen import open_console, print_json
 from kmd.errors import DaemonUnavailable
 from kmd.paths import Places
@@ -115,7 +115,7 @@ def open_progress(*, quiet: bool) -> Iterator[Show]:
     """What shows progress: bars on a terminal, a line now and then in a pipe, nothing when quiet. On stderr."""
     if quiet:
         yield lambda progress: None
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and not is_plain():
         with open_bars() as show:
             yield show
     else:

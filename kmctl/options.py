@@ -13,6 +13,10 @@ from kmd.paths import Places, find_places
 HOME = "kmctl.home"
 """Where click's context keeps the value of --home; the nearest to the end of the command line wins."""
 
+PLAIN = "kmctl.plain"
+"""Where it keeps --plain."""
+PLAIN_VARIABLE = "KMCTL_PLAIN"
+
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
 
@@ -22,8 +26,27 @@ def remember_home(ctx: click.Context, _param: click.Parameter, value: Path | Non
         ctx.meta[HOME] = value
 
 
+def remember_plain(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's shape
+    """Keep --plain for whatever prints."""
+    if value:
+        ctx.meta[PLAIN] = True
+
+
+def is_plain() -> bool:
+    """Whether the output is for a screen reader: --plain, or KMCTL_PLAIN in the environment."""
+    ctx = click.get_current_context(silent=True)
+    return bool(ctx and ctx.meta.get(PLAIN)) or bool(os.environ.get(PLAIN_VARIABLE))
+
+
 def home_option(function: Decorated) -> Decorated:
-    """Add --home DIR to a command."""
+    """Add what every command takes: --home DIR and --plain."""
+    plain = click.option(
+        "--plain",
+        is_flag=True,
+        expose_value=False,
+        callback=remember_plain,
+        help="Words only, one fact a line: for screen readers.",
+    )
     option = click.option(
         "--home",
         type=click.Path(file_okay=False, path_type=Path),
@@ -32,7 +55,7 @@ def home_option(function: Decorated) -> Decorated:
         callback=remember_home,
         help="Directory of the installation (else KM_HOME, else the platform's places).",
     )
-    return option(function)
+    return plain(option(function))
 
 
 def json_option(function: Decorated) -> Decorated:

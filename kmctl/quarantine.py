@@ -68,7 +68,7 @@ def list_(destination: str | None, as_json: bool) -> int:  # noqa: FBT001 - clic
     if not entries:
         click.echo("no event was refused")
         return 0
-    from kmctl.render import render_refused
+    from kmctl.pages import render_refused
 
     print_page(render_refused(entries[:LIST_MAX]))
     if len(entries) > LIST_MAX:
@@ -92,7 +92,7 @@ def show(number: int, destination: str | None, as_json: bool) -> int:  # noqa: F
       kmctl quarantine show 4711
       kmctl quarantine show 4711 --json | jq -r .event.payload
     """
-    from kmctl.render import render_entry
+    from kmctl.pages import render_entry
 
     with ask_quarantine("show", destination=destination, seq=number) as answers:
         for position, answer in enumerate(answers):

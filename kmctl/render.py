@@ -4,33 +4,17 @@ What kmctl shows, as rich renderables and plain lines. Pure: values in, renderab
 Everything that came from elsewhere goes through `harmless` here, once, where it becomes text.
 """
 
-import base64
-import re
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, tzinfo
+from collections.abc import Iterable
+from datetime import tzinfo
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from kmctl.answers import (
-    Destination,
-    LiveSession,
-    Progress,
-    Reason,
-    Refused,
-    RefusedEvent,
-    Seen,
-    Status,
-    find_faults,
-)
-from kmctl.text import format_age, format_count, format_duration, format_size, harmless
+from kmctl.answers import Progress, Reason, Seen
+from kmctl.text import ARROWS, format_count, format_duration, format_size, harmless, render_time
 
-STATE_STYLES = {"idle": "green", "sending": "cyan", "retrying": "yellow", "paused": "red"}
 KIND_STYLES = {"request": "cyan", "response": "green", "error": "red", "notification": "magenta"}
 OUTCOME_STYLES = {"ok": "green", "tool_error": "red", "rpc_error": "red", "input_required": "yellow"}
-ARROWS = {"to_server": "→", "to_client": "←", "stderr": "!"}
 
 NAME_CELLS = 12
 KIND_CELLS = 12
@@ -47,173 +31,6 @@ SUBJECT_LEAST_CELLS = 8
 """A narrow terminal shortens method and target to this before it loses the outcome at the end."""
 
 
-def render_status(status: Status) -> RenderableType:
-    """The page of `kmctl status`."""
-    parts: list[RenderableType] = [render_summary(status), Text()]
-    if status.sessions:
-        parts += [render_sessions(status.sessions), Text()]
-    if status.destinations:
-        parts.append(render_destinations(status.destinations))
-        parts.append(Text())
-        parts += [line for destination in status.destinations for line in render_details(destination)]
-    else:
-        parts.append(Text("nothing to sync to: local only ('kmctl init --url …' adds a destination)"))
-    if faults := find_faults(status):
-        parts += [Text(), Text(f"degraded: {harmless('; '.join(faults))}", style="yellow")]
-    return Group(*parts)
-
-
-def render_summary(status: Status) -> RenderableType:
-    """The daemon and its outbox, two columns."""
-    daemon, outbox = status.daemon, status.outbox
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    running = f"{daemon.version}, pid {daemon.pid}, up {format_age(daemon.uptime_s)}"
-    grid.add_row("kmd", Text(harmless(running)))
-    if daemon.config:
-        grid.add_row("config", Text(harmless(daemon.config)))
-    grid.add_row("outbox", Text(f"{format_count(outbox.events, 'event')}, {format_size(outbox.bytes)}"))
-    if outbox.path:
-        grid.add_row("", Text(harmless(outbox.path)))
-    oldest = outbox.oldest_pending_age_s
-    grid.add_row("oldest pending", "none" if oldest is None else format_age(oldest))
-    grid.add_row("live sessions", str(len(status.sessions)))
-    for position, (reason, gone) in enumerate(outbox.evicted.items()):
-        what = f"{gone.events:,} {reason}" + (f" ({format_size(gone.bytes)})" if gone.bytes else "")
-        grid.add_row("" if position else "removed", Text(harmless(what)))
-    return grid
-
-
-def make_table(*headers: tuple[str, bool]) -> Table:
-    """An unframed table; each header says whether its column holds numbers."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for header, number in headers:
-        table.add_column(header, justify="right" if number else "left", overflow="fold")
-    return table
-
-
-def render_sessions(sessions: Sequence[LiveSession]) -> Table:
-    """Live sessions, one row each."""
-    table = make_table(
-        ("session", False), ("command", False), ("pid", True), ("events", True), ("to server", True),
-        ("to client", True), ("open", True), ("lost", True),
-    )  # fmt: skip
-    for session in sessions:
-        table.add_row(
-            Text(harmless(session.name)),
-            Text(harmless(session.command)),
-            str(session.pid or "-"),
-            f"{session.events:,}",
-            format_size(session.bytes_to_server),
-            format_size(session.bytes_to_client),
-            str(session.open_requests),
-            Text(format_size(session.gap_bytes), style="red") if session.gap_bytes else "-",
-        )
-    return table
-
-
-def render_destinations(destinations: Sequence[Destination]) -> Table:
-    """Destinations, one row each."""
-    table = make_table(
-        ("destination", False), ("state", False), ("pending", True), ("settled", True), ("refused", True),
-        ("next try", True), ("last success", False),
-    )  # fmt: skip
-    for destination in destinations:
-        wait = destination.next_attempt_s
-        table.add_row(
-            Text(harmless(destination.name)),
-            Text(harmless(destination.state), style=STATE_STYLES.get(destination.state, "")),
-            f"{destination.pending:,}",
-            f"{destination.settled:,}",
-            f"{destination.quarantined:,}",
-            "-" if wait is None else format_age(wait),
-            Text(harmless(shorten_time(destination.last_success_at))),
-        )
-    return table
-
-
-def shorten_time(at: str | None) -> str:
-    """An RFC 3339 time to the minute, `2026-01-31 09:15Z`; `never` for none."""
-    return re.sub(r"T(\d\d:\d\d):\d\d(\.\d+)?", r" \1", at) if at else "never"
-
-
-def render_details(destination: Destination) -> list[Text]:
-    """What is too long for a column: a destination's URL, its last error and what to do about it."""
-    name = harmless(destination.name)
-    lines = [Text(f"{name}: {harmless(destination.url)}")]
-    if destination.last_error:
-        lines.append(Text(f"{name}: {harmless(destination.last_error)}", style="red"))
-        if destination.hint:
-            lines.append(Text(f"  hint: {harmless(destination.hint)}"))
-    if destination.quarantined:
-        lines.append(Text(f"{name}: refused {format_count(destination.quarantined, 'event')}", style="yellow"))
-        lines.append(Text("  hint: see 'kmctl quarantine list'"))
-    return lines
-
-
-def render_refused(entries: Iterable[Refused]) -> RenderableType:
-    """Refused events, one row each."""
-    table = make_table(
-        ("number", True), ("destination", False), ("refused", False), ("server", False), ("message", False),
-        ("size", True), ("reason", False),
-    )  # fmt: skip
-    for one in entries:
-        event = one.event
-        table.add_row(
-            str(one.seq),
-            Text(harmless(one.destination)),
-            Text(harmless(shorten_time(one.refused_at))),
-            Text(harmless(one.server or "-")),
-            Text(harmless(render_subject(event)) if event else "(not kept)"),
-            format_size(event.size_bytes) if event else "-",
-            Text(harmless(one.reason)),
-        )
-    return table
-
-
-def render_subject(event: RefusedEvent) -> str:
-    """Direction, kind, method and target."""
-    return " ".join(part for part in (ARROWS.get(event.stream, "?"), event.kind, event.method, event.target) if part)
-
-
-def render_entry(one: Refused) -> list[str]:
-    """One refused event, a line for each fact and its payload last; whatever a terminal could act on is escaped."""
-    facts: list[tuple[str, object]] = [
-        ("number", one.seq),
-        ("destination", one.destination),
-        ("reason", one.reason),
-        ("refused", one.refused_at or "-"),
-    ]
-    if one.event is None:
-        return [f"{name:<12} {harmless(str(value))}" for name, value in facts]
-    event = one.event
-    facts += [
-        ("server", one.server or "-"),
-        ("session", event.session),
-        ("position", f"{event.stream} {event.offset}" + (f", {event.index}" if event.index else "")),
-        ("observed", render_time(event.at_ns, None)),
-        ("message", render_subject(event)),
-        ("id", event.rpc_id or "-"),
-        ("size", format_size(event.size_bytes)),
-    ]
-    if event.outcome:
-        code = "" if event.error_code is None else f" {event.error_code}"
-        facts.append(("outcome", f"{event.outcome}{code}"))
-    lines = [f"{name:<12} {harmless(str(value))}" for name, value in facts]
-    return [*lines, "", *render_payload(event, one.payload_omitted_bytes)]
-
-
-def render_payload(event: RefusedEvent, omitted_bytes: int) -> list[str]:
-    """The payload as one harmless line; bytes that are no text are shown as `\\xff`."""
-    text = event.payload
-    if event.payload_base64 is not None:
-        text = base64.b64decode(event.payload_base64).decode("utf-8", "backslashreplace")
-    if text is None:
-        return ["(no payload was kept)"]
-    return [harmless(text), *([f"… and {format_size(omitted_bytes)} more"] if omitted_bytes else [])]
-
-
 def render_progress(progress: Iterable[Progress]) -> str:
     """A flush's progress as one plain line."""
     parts = [f"{harmless(one.name)}: {one.pending:,} pending ({harmless(one.state)})" for one in progress]
@@ -226,6 +43,21 @@ def render_reason(reason: Reason) -> str:
     line += f": {reason.error}" if reason.error else ""
     line += f" ({reason.hint})" if reason.hint else ""
     return harmless(line)
+
+
+def speak_seen(seen: Seen, zone: tzinfo | None) -> str:
+    """One message as a sentence for a screen reader: no columns, no arrows, no colours. Pure."""
+    direction = {"to_server": "to server", "to_client": "to client"}.get(seen.stream, seen.stream)
+    parts = [
+        render_time(seen.at_ns, zone)[CLOCK_ONLY],
+        f"{seen.server} {direction}",
+        " ".join(part for part in (seen.kind, seen.method, seen.target) if part),
+        "" if seen.rpc_id is None else f"id {seen.rpc_id}",
+        format_size(seen.size_bytes),
+        "" if seen.took_ns is None else f"took {format_duration(seen.took_ns)}",
+        " ".join(str(part) for part in (seen.outcome, seen.error_code) if part is not None),
+    ]
+    return harmless(", ".join(part for part in parts if part))
 
 
 def render_seen(seen: Seen, zone: tzinfo | None, width: int | None) -> Text:
@@ -269,15 +101,6 @@ def render_tail(seen: Seen) -> Text:
         code = f" {seen.error_code}" if seen.error_code is not None else ""
         line.append(f" {harmless(seen.outcome)}{code}", style=OUTCOME_STYLES.get(seen.outcome, "yellow"))
     return line
-
-
-def render_time(at_ns: int, zone: tzinfo | None) -> str:
-    """`2026-01-31T09:15:02.123+0000`; a time that no calendar knows is the epoch's."""
-    try:
-        at = datetime.fromtimestamp(at_ns // 10**9, UTC).astimezone(zone)
-    except (ValueError, OverflowError, OSError):
-        at = datetime.fromtimestamp(0, UTC)
-    return f"{at:%Y-%m-%dT%H:%M:%S}.{at_ns // 10**6 % 1000:03d}{at:%z}"
 
 
 def fit(text: str, least: int, most: int | None) -> str:

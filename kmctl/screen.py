@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from kmctl.options import is_plain
+from kmctl.page import Page, draw, is_wider, painted, speak, to_rich, unpainted
 from kmctl.text import harmless
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
 PIPE_CELLS = 4000
 """In a pipe nothing is wrapped or cut: no value that a person reads is longer."""
@@ -43,15 +46,18 @@ def open_console(file: TextIO | None = None) -> "Console":
     )
 
 
-def print_page(page: "RenderableType") -> None:
-    """*page* on stdout; a pipe gets it without the spaces that fill a table's last column."""
-    console = open_console()
-    with console.capture() as capture:
-        console.print(page)
-    text = capture.get()
-    if not console.is_terminal:
-        text = "".join(line.rstrip() + "\n" for line in text.splitlines())
-    click.echo(text, nl=False, color=console.is_terminal)
+def print_page(page: Page) -> None:
+    """*page* on stdout: spoken with --plain, else drawn; a table that is wider than the terminal is folded."""
+    if is_plain():
+        for line in speak(page):
+            click.echo(line)
+        return
+    terminal = sys.stdout.isatty()
+    if terminal and is_wider(page, shutil.get_terminal_size().columns):
+        open_console().print(to_rich(page))
+        return
+    for line in draw(page, painted if may_colour(sys.stdout) else unpainted):
+        click.echo(line, color=terminal)
 
 
 def print_json(value: object, *, indent: int | None = None) -> None:
@@ -61,7 +67,7 @@ def print_json(value: object, *, indent: int | None = None) -> None:
 
 def may_colour(file: TextIO) -> bool:
     """Whether *file* is a terminal whose user has not switched colours off."""
-    return file.isatty() and not os.environ.get("NO_COLOR")
+    return file.isatty() and not os.environ.get("NO_COLOR") and not is_plain()
 
 
 def confirm(question: str) -> None:

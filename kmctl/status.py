@@ -31,7 +31,7 @@ def status(as_json: bool) -> int:  # noqa: FBT001 - click's shape
     if as_json:
         print_json(answer["status"], indent=2)
     else:
-        from kmctl.render import render_status
+        from kmctl.pages import render_status
 
         print_page(render_status(now))
     return DEGRADED if find_faults(now) else 0

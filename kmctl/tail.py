@@ -6,7 +6,7 @@ import click
 
 from kmctl.answers import Answer, Seen, parse_part
 from kmctl.daemon import ANSWER_TIMEOUT_S, open_answers
-from kmctl.options import current_places, home_flag, home_option, json_option
+from kmctl.options import current_places, home_flag, home_option, is_plain, json_option
 from kmctl.screen import open_console, print_json
 from kmd.errors import DaemonUnavailable
 
@@ -51,8 +51,10 @@ def print_event(answer: Answer) -> None:
 
 def make_printer() -> Callable[[Answer], None]:
     """What prints an event for a person: cut to the terminal's width, whole in a pipe."""
-    from kmctl.render import render_seen
+    from kmctl.render import render_seen, speak_seen
 
+    if is_plain():
+        return lambda answer: click.echo(speak_seen(parse_part(answer, "event", Seen), None))
     console = open_console()
 
     def print_line(answer: Answer) -> None:

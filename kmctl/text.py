@@ -6,10 +6,12 @@ never reach the terminal. `harmless` is the one door; everything untrusted goes 
 """
 
 import unicodedata
+from datetime import UTC, datetime, tzinfo
 
 UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Controls, format characters (bidirectional overrides, zero width), surrogates, line separators."""
 
+ARROWS = {"to_server": "→", "to_client": "←", "stderr": "!"}
 KIB = 1024
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 
@@ -66,3 +68,12 @@ def format_age(seconds: float) -> str:
 def format_count(count: int, noun: str) -> str:
     """`1 event`, `2,500 events`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def render_time(at_ns: int, zone: tzinfo | None) -> str:
+    """`2026-01-31T09:15:02.123+0000`; a time that no calendar knows is the epoch's."""
+    try:
+        at = datetime.fromtimestamp(at_ns // 10**9, UTC).astimezone(zone)
+    except (ValueError, OverflowError, OSError):
+        at = datetime.fromtimestamp(0, UTC)
+    return f"{at:%Y-%m-%dT%H:%M:%S}.{at_ns // 10**6 % 1000:03d}{at:%z}"

@@ -10,7 +10,7 @@ from tests.cli.test_cli import EVERY
 
 PAGE = (Path(__file__).parents[2] / "docs" / "kmctl.md").read_text()
 SECTIONS = dict(re.findall(r"^## kmctl (\w+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
-EVERYWHERE = {"--home", "--json", "--help"}
+EVERYWHERE = {"--home", "--json", "--plain", "--help"}
 
 
 @pytest.mark.parametrize(("words", "command"), EVERY, ids=lambda value: " ".join(value) if type(value) is tuple else "")

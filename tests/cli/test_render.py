@@ -7,10 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from kmctl.answers import Progress, Reason, Seen, Status, find_faults, parse_part
-from kmctl.render import render_progress, render_reason, render_seen, render_status
+from kmctl.page import Cell, Column, Facts, Line, Page, Table, is_wider, painted, speak, to_rich
+from kmctl.page import draw as page_lines
+from kmctl.pages import render_status
+from kmctl.render import render_progress, render_reason, render_seen, speak_seen
 from kmd.errors import RemoteProtocolError
 from tests.cli.stub import destination_of, status_of
 
@@ -32,10 +35,12 @@ ANSWER = Seen(
 )
 
 
-def draw(page: RenderableType, width: int = 200) -> str:
-    """*page* as plain text."""
+def draw(page: Page, width: int = 200) -> str:
+    """*page* as a terminal of that width shows it, without colours."""
+    if not is_wider(page, width):
+        return "\n".join(page_lines(page)) + "\n"
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(page)
+    Console(file=out, width=width, color_system=None).print(to_rich(page))
     return out.getvalue()
 
 
@@ -198,3 +203,50 @@ def test_an_answer_of_another_shape_is_a_protocol_error(answer: dict[str, Any]) 
 
 def test_unknown_fields_are_ignored() -> None:
     assert parse_part({"status": {"new": 1, "daemon": {"new": 2, "pid": 3}}}, "status", Status).daemon.pid == 3
+
+
+PAGE: Page = (
+    Facts((("name", "a\x1b"), ("", "more"))),
+    Line(""),
+    Table((Column("who"), Column("many", number=True)), ((Cell("大"), Cell("1", "red")), (Cell("bb"), Cell("1,000")))),
+    Line("end", "yellow"),
+)
+
+
+def test_a_page_lines_up() -> None:
+    assert page_lines(PAGE) == [
+        "name  a\\x1b",
+        "      more",
+        "",
+        "who   many",
+        "大       1",
+        "bb   1,000",
+        "end",
+    ]
+
+
+def test_a_page_is_painted_for_a_terminal_only() -> None:
+    lines = page_lines(PAGE, painted)
+    assert lines[4] == "大       \x1b[31m1\x1b[0m"
+    assert lines[-1] == "\x1b[33mend\x1b[0m"
+    assert lines[1] == "\x1b[1m    \x1b[0m  more"
+
+
+def test_a_page_can_be_heard() -> None:
+    assert speak(PAGE) == ["name: a\\x1b", "more", "who: 大, many: 1", "who: bb, many: 1,000", "end"]
+
+
+@pytest.mark.parametrize("width", [12, 30])
+def test_a_table_that_is_too_wide_is_folded_not_cut(width: int) -> None:
+    wide: Page = (Table((Column("a"), Column("b")), ((Cell("x" * 40), Cell("y" * 40)),)),)
+    assert is_wider(wide, width)
+    shown = draw(wide, width)
+    assert (shown.count("x"), shown.count("y"), "…" in shown) == (40, 40, False)
+    assert max(map(cell_len, shown.splitlines())) <= width
+
+
+def test_a_message_can_be_heard() -> None:
+    assert speak_seen(ANSWER, UTC) == (
+        "00:00:00, git to client, response tools/call git_log, id 7, 2.0 KiB, took 17 ms, tool_error"
+    )
+    assert "\x1b" not in speak_seen(msgspec.structs.replace(ANSWER, server="\x1b", target="\x1b"), UTC)

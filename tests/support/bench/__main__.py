@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.support.bench.kmctl import measure_kmctl
 from tests.support.bench.kmd import measure_kmd
 from tests.support.bench.relay import measure_relay
 from tests.support.bench.report import Options, Section, print_section
 
-SECTIONS: dict[str, Callable[[Options], Section]] = {"relay": measure_relay, "kmd": measure_kmd}
+SECTIONS: dict[str, Callable[[Options], Section]] = {"relay": measure_relay, "kmd": measure_kmd, "kmctl": measure_kmctl}
 
 
 def main(words: list[str]) -> int:
