@@ -55,6 +55,8 @@ PAUSES = {
 """Statuses that only a person can mend: everything is kept until then."""
 RETRIES = frozenset({408, 409, 425, 429})
 SPLITS = frozenset({400, 413, 422})
+WITH_RECEIPT = frozenset({409, 422})
+"""Refusals that may come with a receipt all the same: what it says of each event then counts."""
 SERVER_ERROR_SPLIT_AFTER = 5
 """The same batch failing with 500 this often in a row holds an event that the server cannot digest."""
 
@@ -68,9 +70,9 @@ def judge_answer(reply: Reply, batch_id: str, events: int, failures: int, now_s:
     failures: how often this very batch has got a 500 before. now_s: Unix seconds, for a dated Retry-After.
     """
     status = reply.status
-    if 200 <= status < 300 or status == 409:
+    if 200 <= status < 300 or status in WITH_RECEIPT:
         answer = judge_receipt(reply, batch_id, events)
-        if status != 409 or answer.action is Action.SETTLE:
+        if status not in WITH_RECEIPT or answer.action is Action.SETTLE:
             return answer
     error = f"the server answered {status}"
     if status in PAUSES:

@@ -1,6 +1,7 @@
 """Composition: the application, and serving it until a signal comes."""
 
 import asyncio
+import os
 import signal
 import socket
 import ssl
@@ -101,7 +102,7 @@ async def serve(config: ServerConfig, listening: socket.socket, announce: Callab
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with serving(create_app(config, rates), listening):
-        log.info("started", version=read_version())
+        log.info("started", version=read_version(), pid=os.getpid())
         announce()
         await stop.wait()
         log.info("stopping")

@@ -183,7 +183,7 @@ def test_every_status_has_a_meaning_and_only_a_receipt_settles(status: int) -> N
         assert answer.error
         assert not answer.verdicts
     with_receipt = judge(reply(status, receipt()))
-    is_success = 200 <= status < 300 or status == 409
+    is_success = 200 <= status < 300 or status in (409, 422)
     assert (with_receipt.action is Action.SETTLE) == is_success
     assert (len(with_receipt.verdicts) == 2) == is_success
 
@@ -224,7 +224,7 @@ def test_only_the_fifth_500_in_a_row_for_the_same_batch_splits_it() -> None:
         receipt() + receipt(),
     ],
 )
-@pytest.mark.parametrize("status", [200, 201, 409])
+@pytest.mark.parametrize("status", [200, 201, 409, 422])
 def test_a_malformed_receipt_settles_nothing_and_is_tried_again(status: int, body: bytes) -> None:
     answer = judge(reply(status, body))
     assert (answer.action, answer.verdicts) == (Action.RETRY, ())
@@ -233,7 +233,7 @@ def test_a_malformed_receipt_settles_nothing_and_is_tried_again(status: int, bod
 
 @given(st.binary(max_size=200))
 def test_no_body_whatever_raises_or_settles(body: bytes) -> None:
-    for status in (200, 409):
+    for status in (200, 409, 422):
         assert judge(reply(status, body)).action is Action.RETRY
 
 
