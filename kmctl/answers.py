@@ -80,6 +80,13 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
     last_success_at: str | None = None
 
 
+class Warned(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that costs events soon or now, and what to do."""
+
+    message: str = ""
+    hint: str = ""
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `kmctl status` shows."""
 
@@ -87,6 +94,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     outbox: Outbox = msgspec.field(default_factory=Outbox)
     sessions: tuple[LiveSession, ...] = ()
     destinations: tuple[Destination, ...] = ()
+    warnings: tuple[Warned, ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,4 +205,5 @@ def find_faults(status: Status) -> list[str]:
         faults.append(f"{status.outbox.gap_bytes:,} bytes were not captured")
     if status.outbox.last_error:
         faults.append(f"the outbox cannot be written: {status.outbox.last_error}")
+    faults += [f"{warned.message} ({warned.hint})" for warned in status.warnings]
     return faults

@@ -22,6 +22,7 @@ from kmd.intake.adoption import adopt_spools
 from kmd.intake.sessions import LiveSession, Sessions
 from kmd.mcp.names import Stream
 from kmd.mcp.row import Row
+from kmd.outbox.housekeeping import Housekeeper
 from kmd.outbox.outbox import Outbox
 from kmd.quarantine import Selection, drop_entries, list_entries, retry_entries, show_entries
 from kmd.record import PROTOCOL
@@ -55,6 +56,7 @@ class Control:
     outbox: Outbox
     sessions: Sessions
     fleet: Fleet
+    housekeeper: Housekeeper
     committed: "Announcer"
     reload: Callable[[], Awaitable[None]]
 
@@ -166,6 +168,7 @@ async def read_status(control: Control) -> dict[str, Any]:
             "home": str(control.home),
             "config": str(control.config_file),
             "sqlite": control.sqlite,
+            "relays_refused": control.sessions.capacity.refused,
         },
         "outbox": {
             "path": str(outbox.path),
@@ -181,7 +184,21 @@ async def read_status(control: Control) -> dict[str, Any]:
         },
         "sessions": [render_session(live) for live in control.sessions.live],
         "destinations": [render_destination(loop) for loop in control.fleet.loops],
+        "warnings": list_warnings(control),
     }
+
+
+def list_warnings(control: Control) -> list[dict[str, Any]]:
+    """What will cost something soon, or costs it now, and the next thing to do."""
+    warnings = []
+    if percent := control.housekeeper.fill_percent:
+        message = f"undelivered events take {percent} % of the outbox's bound; at 100 % the oldest go"
+        warnings.append({"message": message, "hint": "mend the destination, or raise outbox.max_bytes"})
+    capacity = control.sessions.capacity
+    if capacity.is_full:
+        message = f"{capacity.connected} relays are connected, and no more fit; others write spools meanwhile"
+        warnings.append({"message": message, "hint": "raise the limit of open files (ulimit -n) and restart kmd"})
+    return warnings
 
 
 def render_session(live: LiveSession) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from kmd.control import Announcer, Control, serve_kmctl
 from kmd.errors import DaemonRunning, KilometersError
 from kmd.intake.activation import Role, open_activated, take_activated
 from kmd.intake.adoption import Adopter
+from kmd.intake.capacity import Capacity, raise_descriptor_limit
 from kmd.intake.connection import serve_relay
 from kmd.intake.local_socket import is_own_peer, listen, make_private_dir
 from kmd.intake.sessions import Sessions
@@ -76,6 +77,7 @@ def write_pid(path: Path, descriptor: int) -> None:
 async def run_daemon(places: Places, config: Config, environ: Mapping[str, str]) -> None:
     """Run until SIGTERM or SIGINT. Raises KilometersError when it cannot start or go on."""
     started_at = time.monotonic()
+    capacity = Capacity(raise_descriptor_limit())
     activated = take_activated(environ, os.getpid())
     make_private_dir(places.meeting_dir)
     make_private_dir(places.state_dir)
@@ -89,7 +91,7 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
             fleet = Fleet(outbox, writer.one_at_a_time, sender, nursery)
             housekeeper = Housekeeper(outbox.room, writer.one_at_a_time, lambda: fleet.lowest_cursor)
             announcer.listeners += [fleet.notice, housekeeper.look]
-            sessions = Sessions(writer, max_message_bytes=config.max_message_bytes, keep_payloads=config.keep_payloads)
+            sessions = Sessions(writer, capacity, config.max_message_bytes, keep_payloads=config.keep_payloads)
             adopter = Adopter(places.spool_dir, sessions)
             announcer.listeners.append(adopter.glance)
             control = Control(
@@ -102,6 +104,7 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
                 outbox=outbox,
                 sessions=sessions,
                 fleet=fleet,
+                housekeeper=housekeeper,
                 committed=announcer,
                 reload=partial(reload, places, environ, outbox, sessions, fleet),
             )
@@ -158,10 +161,13 @@ def warn_of_keys(problems: Sequence[KilometersError]) -> None:
 
 async def accept_relays(listener: trio.SocketListener, sessions: Sessions, adopter: Adopter) -> None:
     async def serve(stream: trio.SocketStream) -> None:
-        try:
-            await serve_relay(stream.socket, sessions)
-        finally:
-            adopter.look()
+        with sessions.capacity.admit() as is_admitted:
+            if not is_admitted:
+                return
+            try:
+                await serve_relay(stream.socket, sessions)
+            finally:
+                adopter.look()
 
     await accept_own(listener, serve)
 

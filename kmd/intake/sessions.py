@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from kmd.intake.capacity import Capacity
 from kmd.mcp.conversation import Conversation
 from kmd.mcp.names import Stream
 from kmd.mcp.row import SessionStart
@@ -31,8 +32,9 @@ class LiveSession:
 class Sessions:
     """The live sessions by id. One connection per session: a second waits until the first has been drained."""
 
-    def __init__(self, writer: Writer, *, max_message_bytes: int, keep_payloads: bool) -> None:
+    def __init__(self, writer: Writer, capacity: Capacity, max_message_bytes: int, *, keep_payloads: bool) -> None:
         self.writer = writer
+        self.capacity = capacity
         self.max_message_bytes = max_message_bytes
         self.keep_payloads = keep_payloads
         self._live: dict[str, LiveSession] = {}

@@ -14,6 +14,10 @@ ROOM = 0.95
 """Once over the bound, steps go on until this share of it is used."""
 HARD_ROOM_BYTES = 64 << 20
 """SQLite's own page bound is so much above ours: one commit must always fit, however small our bound."""
+WARN_PERCENT = (80, 95)
+"""Of the bound, taken by undelivered events: at 100 the oldest of them go. History alone fills it and is no matter."""
+STRIPPED_BYTES = 250
+"""About what an event takes without its payload, its place in the index included."""
 VACUUM_FREE_SHARE = 0.2
 VACUUM_PAGES = 256
 """When more than that share of the file is free, space goes back to the disk, a little at a time."""
@@ -62,6 +66,26 @@ class Eviction:
     step: Step
     from_seq: int
     until_seq: int
+
+
+def estimate_waiting(usage: Usage) -> int:
+    """
+    About how many bytes of the file the events take that a destination still waits for.
+
+    Exact when everything settled is stripped, as it is when room is short; else the payloads are taken to be alike.
+    """
+    if not usage.first_seq:
+        return 0
+    waiting = max(0, usage.last_seq - max(usage.settled_seq, usage.first_seq - 1))
+    settled = usage.last_seq - usage.first_seq + 1 - waiting
+    stripped = min(max(0, usage.stripped_seq - usage.first_seq + 1), settled)
+    whole = waiting + settled - stripped
+    return max(0, usage.used_bytes - stripped * STRIPPED_BYTES) * waiting // whole if waiting else 0
+
+
+def fill_level(waiting_bytes: int, limits: Limits) -> int:
+    """Which of WARN_PERCENT the undelivered events have reached, 0 for none."""
+    return max((level for level in WARN_PERCENT if waiting_bytes * 100 >= limits.max_bytes * level), default=0)
 
 
 def plan_eviction(usage: Usage, limits: Limits, now_ns: int, *, is_over: bool) -> Eviction | None:

@@ -18,13 +18,18 @@ log = structlog.get_logger(__name__)
 
 
 class Housekeeper:
-    """`look` has it check soon; `run` works until cancelled."""
+    """
+    `look` has it check soon; `run` works until cancelled.
+
+    fill_percent: which warning level the undelivered events had reached at the last look, 0 for none.
+    """
 
     def __init__(self, room: Room, limiter: trio.CapacityLimiter, settled_seq: Callable[[], int]) -> None:
         self._room = room
         self._limiter = limiter
         self._settled_seq = settled_seq
         self._wake = trio.Event()
+        self.fill_percent = 0
 
     def look(self) -> None:
         self._wake.set()
@@ -43,6 +48,10 @@ class Housekeeper:
 
     async def _keep_house(self) -> None:
         limiter = self._limiter
+        level = await trio.to_thread.run_sync(self._room.read_level, self._settled_seq(), limiter=limiter)
+        if level > self.fill_percent:
+            log.warning("undelivered events fill the outbox; at 100 % the oldest go", percent=level)
+        self.fill_percent = level
         while await trio.to_thread.run_sync(self._room.make_room, self._settled_seq(), time.time_ns(), limiter=limiter):
             pass
         while await trio.to_thread.run_sync(self._room.give_back, limiter=limiter):

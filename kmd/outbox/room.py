@@ -16,6 +16,8 @@ from kmd.outbox.bounds import (
     Limits,
     Step,
     Usage,
+    estimate_waiting,
+    fill_level,
     plan_eviction,
     plan_for_full_disk,
 )
@@ -106,6 +108,13 @@ class Room:
         self.deleted_seq = max(self.deleted_seq, deleted_seq)
         self._is_over = is_over
         return eviction is not None
+
+    def read_level(self, settled_seq: int) -> int:
+        """How full of undelivered events the outbox is: one of WARN_PERCENT, or 0. Raises OutboxError."""
+        try:
+            return fill_level(estimate_waiting(self._usage(settled_seq)), self.limits)
+        except pysqlite3.Error as exc:
+            raise translate(exc) from exc
 
     def give_back(self) -> bool:
         """Return a little free space to the disk. Returns whether there was much of it. Raises OutboxError."""

@@ -129,7 +129,7 @@ def live_status(home: Path) -> dict[str, Any]:
 
 def test_the_page_names_every_field_of_a_real_status_and_no_other(tmp_path: Path) -> None:
     status, parts = live_status(tmp_path), documented()
-    assert set(status) == {"daemon", "outbox", "sessions", "destinations"}
+    assert set(status) == {"daemon", "outbox", "sessions", "destinations", "warnings"}
     assert set(status["daemon"]) == parts["daemon"]
     assert set(status["outbox"]) == parts["outbox"]
     for part in ("sessions", "destinations"):

@@ -9,6 +9,7 @@ import trio
 
 from kmd.intake import adoption
 from kmd.intake.adoption import Adopter
+from kmd.intake.capacity import Capacity
 from kmd.intake.sessions import Sessions
 from kmd.outbox.outbox import Outbox
 from kmd.outbox.writer import Writer
@@ -24,7 +25,7 @@ async def adopting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.setattr(adoption, "LOOK_EVERY_S", 3600.0)
     with Outbox(folder / "outbox.db") as outbox:
         writer = Writer(outbox, lambda: None)
-        adopter = Adopter(folder / "spool", Sessions(writer, max_message_bytes=1 << 20, keep_payloads=True))
+        adopter = Adopter(folder / "spool", Sessions(writer, Capacity(100), 1 << 20, keep_payloads=True))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(writer.run)
             nursery.start_soon(adopter.run)

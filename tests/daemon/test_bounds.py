@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kmd.mcp.message import Message
 from kmd.mcp.names import Kind, Stream
 from kmd.mcp.row import SessionStart
-from kmd.outbox.bounds import STEP_EVENTS, Limits, Step, Usage, plan_eviction
+from kmd.outbox.bounds import STEP_EVENTS, Limits, Step, Usage, estimate_waiting, fill_level, plan_eviction
 from kmd.outbox.outbox import Intake, Outbox
 from tests.support.processes import (
     create_key,
@@ -76,6 +76,24 @@ def test_unsettled_events_go_only_when_nothing_settled_is_left(
         assert eviction.until_seq <= usage.settled_seq
     if eviction.step is Step.DELETE_SETTLED:
         assert stripped >= usage.settled_seq
+
+
+@given(
+    st.integers(1, 10**9), st.integers(1, 9000), st.integers(1, 9000), st.integers(0, 20_000), st.integers(0, 20_000)
+)
+def test_what_waits_is_estimated_within_what_is_there(
+    used: int, first: int, kept: int, stripped: int, settled: int
+) -> None:
+    last = first + kept - 1
+    waiting = estimate_waiting(Usage(used, first, last, stripped, min(settled, last), 0))
+    assert 0 <= waiting <= used
+    assert settled < last or waiting == 0
+    assert settled >= first or estimate_waiting(Usage(used, first, last, 0, settled, 0)) == used
+
+
+@pytest.mark.parametrize(("share", "level"), [(0, 0), (0.79, 0), (0.8, 80), (0.94, 80), (0.95, 95), (1, 95), (3, 95)])
+def test_undelivered_events_warn_before_they_go(share: float, level: int) -> None:
+    assert fill_level(int(share * 1000), Limits(1000)) == level
 
 
 def test_settled_payloads_go_first_and_what_went_is_counted(tmp_path: Path) -> None:
