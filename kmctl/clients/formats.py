@@ -5,6 +5,8 @@ from kmctl.clients.toml import read_toml
 from kmctl.clients.tree import Document, Format, NotUnderstood
 from kmctl.clients.yaml import read_yaml
 
+TEXT_MAX = 1 << 20
+"""Characters of TOML and YAML, whose readers take 10 s for so much; such files have kilobytes."""
 BOM = "\ufeff"
 SUFFIXES = {".toml": Format.TOML, ".yaml": Format.YAML, ".yml": Format.YAML}
 SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -31,6 +33,8 @@ def parse_document(raw: bytes, form: Format) -> Document:
 
 def parse_text(text: str, form: Format) -> Document:
     """The same for text."""
+    if form is not Format.JSON and len(text) > TEXT_MAX:
+        raise NotUnderstood(1, f"is larger than {TEXT_MAX >> 20} MiB")
     try:
         return Document(text, form, READERS[form](text, len(BOM) if text.startswith(BOM) else 0))
     except RecursionError:

@@ -9,7 +9,7 @@ from kmctl.client_options import Scope
 from kmctl.clients.plan import FilePlan, plan_install
 from kmctl.clients.run import Work, prepare
 from kmctl.clients.sources import Machine, find_absent, find_sources, make_find
-from kmctl.clients.survey import Found, time_stamp
+from kmctl.clients.survey import Found, find_states, survey, time_stamp
 from kmctl.clients.table import BY_ID, CLIENTS
 from kmctl.clients.undo_store import load_undos
 from kmctl.clients.words import Launcher
@@ -42,9 +42,11 @@ def check_launcher(launcher: Launcher) -> None:
 
 def plan_work(machine: Machine, places: Places, scope: Scope, launcher: Launcher) -> Work:
     """Everything that `kmctl install` would change on *machine*."""
-    clients = [BY_ID[name] for name in scope.clients] or CLIENTS
+    chosen = [BY_ID[name] for name in scope.clients]
+    sources = find_sources(machine, chosen or CLIENTS)
+    surveyed = survey(sources)
     find = make_find(machine.environ, sys.prefix, sys.base_prefix)
-    records = load_undos([places.state_dir])
+    records = load_undos(find_states(surveyed[0], places, machine.environ))
     now = time_stamp()
 
     def plan(found: Found) -> FilePlan:
@@ -58,7 +60,6 @@ def plan_work(machine: Machine, places: Places, scope: Scope, launcher: Launcher
             records,
         )
 
-    sources = find_sources(machine, clients)
-    work = prepare(sources, plan)
-    work.absent = find_absent(machine, [BY_ID[name] for name in scope.clients], sources)
+    work = prepare(surveyed, plan)
+    work.absent = find_absent(machine, chosen, sources)
     return work

@@ -6,10 +6,12 @@ It takes what VS Code and Zed take in their settings; strict JSON is a part of t
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kmctl.clients.tree import DEPTH_MAX, Kind, Member, Node, NotUnderstood, Raw, line_of
 
+VALUES_MAX = 1_000_000
+"""About 300 MB of nodes. A history in Claude Code's file has long texts, but far fewer of them."""
 GAP = re.compile(r"(?:[ \t\r\n]+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
 STRING = re.compile(r'"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"')
 SCALAR = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![\w.])|(?:true|false|null)\b")
@@ -34,9 +36,10 @@ def read_json(text: str, start: int) -> Node | None:
 
 @dataclass(frozen=True, slots=True)
 class Scanner:
-    """Reads values at positions of one text."""
+    """Reads values at positions of one text. values: how many so far."""
 
     text: str
+    values: list[int] = field(default_factory=lambda: [0])
 
     def problem(self, position: int, reason: str) -> NotUnderstood:
         """What to raise; the reason must hold nothing of the text, which may be secret."""
@@ -55,6 +58,9 @@ class Scanner:
         """The value that begins at *position*."""
         if depth > DEPTH_MAX:
             raise self.problem(position, "nested too deeply")
+        self.values[0] += 1
+        if self.values[0] > VALUES_MAX:
+            raise self.problem(position, f"holds more than {VALUES_MAX:,} values")
         match self.at(position):
             case "{":
                 return self.read_object(position, depth)

@@ -1,48 +1,35 @@
 """`kmctl uninstall`, the part about clients: find what is wrapped, wherever it is now, and put it back. Edge."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from kmctl.client_options import Scope
 from kmctl.clients.plan import FilePlan, Source, plan_uninstall
 from kmctl.clients.run import Work, prepare
 from kmctl.clients.sources import Machine, find_sources
-from kmctl.clients.survey import Found, survey
+from kmctl.clients.survey import Found, find_states, survey
 from kmctl.clients.table import BY_ID, CLIENTS
 from kmctl.clients.undo_store import FOLDER, drop_undo, hold_lock, load_undos
-from kmd.errors import ConfigError
-from kmd.paths import Places, find_places
+from kmd.paths import Places
 
 
 def find_all(machine: Machine, places: Places, scope: Scope) -> tuple[list[Source], list[Path]]:
     """
     The files in which something may be wrapped, and the state directories that have records about it.
 
-    Files: those of the table, and those that a record names, such as of projects elsewhere. Directories: ours, and
-    those of the homes that wrapped servers name.
+    Files: those of the table, and those that a record names, such as of projects elsewhere.
     """
     ids = scope.clients
     sources = find_sources(machine, [BY_ID[name] for name in ids] or CLIENTS)
-    states = [places.state_dir]
+    states = find_states(survey(sources)[0], places, machine.environ)
     known = {os.path.realpath(source.file) for source in sources}
     for undo in load_undos(states):
         path = os.path.realpath(undo.file)
         if path not in known and os.path.exists(path) and (not ids or undo.client in ids):  # noqa: PTH110
             known.add(path)
             sources.append(Source(undo.client, Path(undo.file), undo.form, undo.keys))
-    found, _ = survey(sources)
-    homes = {old.home for one in found for entry in one.entries if (old := entry.wrapped) and old.home}
-    states += [state for home in sorted(homes) if (state := state_of(home, machine.environ)) not in states]
     return sources, states
-
-
-def state_of(home: str, environ: Mapping[str, str]) -> Path:
-    """The state directory of a home that stands in a wrapped server's words."""
-    try:
-        return find_places(Path(home), environ).state_dir
-    except (ConfigError, ValueError):
-        return Path(home)
 
 
 def plan_removal(sources: Sequence[Source], states: Sequence[Path], scope: Scope) -> Work:
@@ -52,7 +39,7 @@ def plan_removal(sources: Sequence[Source], states: Sequence[Path], scope: Scope
     def plan(found: Found) -> FilePlan:
         return plan_uninstall(found.source, found.document, lambda entry: scope.includes(entry.name), records)
 
-    return prepare(sources, plan)
+    return prepare(survey(sources), plan)
 
 
 def forget_rest(states: Sequence[Path], work: Work) -> None:

@@ -11,10 +11,10 @@ import click
 
 from kmctl.client_options import Scope
 from kmctl.clients.files import FileRefused, Snapshot, find_drafts, read_file
-from kmctl.clients.plan import FilePlan, Source
+from kmctl.clients.plan import FilePlan
 from kmctl.clients.preview import render_diff
 from kmctl.clients.report import Written, describe_plan, describe_problem
-from kmctl.clients.survey import Found, Problem, carry_out, explain, survey, time_stamp
+from kmctl.clients.survey import Found, Problem, carry_out, explain, time_stamp
 from kmctl.clients.tree import NotUnderstood
 from kmctl.clients.undo_store import hold_lock
 from kmctl.screen import may_colour
@@ -44,9 +44,9 @@ class Work:
         return [plan for plan, _ in self.plans if plan.changes]
 
 
-def prepare(sources: Sequence[Source], plan: Plan) -> Work:
-    """Read all files and plan each; nothing is changed."""
-    found, problems = survey(sources)
+def prepare(surveyed: tuple[list[Found], list[Problem]], plan: Plan) -> Work:
+    """Plan each file that could be read; nothing is changed."""
+    found, problems = surveyed
     work = Work(problems=problems)
     for one in found:
         work.names.update(entry.name for entry in one.entries)

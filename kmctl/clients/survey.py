@@ -1,6 +1,6 @@
 """What is in the clients' files, and carrying out what is planned for one of them. Edge."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from kmctl.clients.formats import parse_document
 from kmctl.clients.plan import Action, FilePlan, Source
 from kmctl.clients.tree import Document, NotUnderstood
 from kmctl.clients.undo_store import drop_undo, save_undo
+from kmd.paths import Places, find_places
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,25 @@ def survey(sources: Sequence[Source]) -> tuple[list[Found], list[Problem]]:
         else:
             found.append(Found(source, snapshot, document, entries))
     return found, problems
+
+
+def find_states(found: Sequence[Found], places: Places, environ: Mapping[str, str]) -> list[Path]:
+    """
+    The state directories that may have records about what is wrapped: ours, and those of homes in the wrapped words.
+
+    Project files are not asked: whoever wrote them could have us take their records for ours.
+    """
+    states = [places.state_dir]
+    wrapped = [old for one in found if not one.source.shared for entry in one.entries if (old := entry.wrapped)]
+    for home in dict.fromkeys(old.home for old in wrapped if old.quick):
+        state = state_of(home, environ)
+        states += [state] if state not in states else []
+    return states
+
+
+def state_of(home: str | None, environ: Mapping[str, str]) -> Path:
+    """The state directory of a home that stands in a wrapped server's words; None: of the default one."""
+    return find_places(Path(home) if home else None, {**environ, "KM_HOME": ""}).state_dir
 
 
 def explain(source: Source, exc: NotUnderstood) -> Problem:

@@ -19,6 +19,9 @@ BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*")
 PYTHON = re.compile(r"(?:python|pythonw|py|pip)[0-9.]*")
 """Commands that mean another program in each environment: they stay as they are written."""
 
+NAME_MAX = 200
+"""Characters of a server's name that go into the words; status and tables show fewer."""
+
 Find = Callable[[str], str | None]
 """The absolute path of a command on this user's PATH, None when there is none or it may mean another one."""
 
@@ -38,8 +41,13 @@ class Launcher:
     def words(self, name: str, options: Sequence[str] = ()) -> tuple[str, ...]:
         """All words before the server's own command; *options* are kept ones, without --name and --home."""
         home = ("--home", self.home) if self.home else ()
-        named = ("--name", name) if name else ()
+        named = ("--name", tidy) if (tidy := tidy_name(name)) else ()
         return (*self.start(), *home, *named, *options, "--")
+
+
+def tidy_name(name: str) -> str:
+    """A server's name as an argument of a process can hold it: no NUL, no lone surrogate, not endless."""
+    return name.replace("\0", "").encode("utf-8", "replace").decode("utf-8")[:NAME_MAX]
 
 
 @dataclass(frozen=True, slots=True)

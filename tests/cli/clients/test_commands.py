@@ -1,17 +1,20 @@
 """`kmctl install`, `uninstall` and `clients` as a person runs them."""
 
+import hashlib
 import json
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.clients.homes import contents, make_runners, write_sample
+from tests.cli.clients.homes import contents, make_runners, minimal_environ, write_sample
+from tests.cli.clients.reading import find_commands, read_config
 from tests.cli.clients.samples import SAMPLES, SECRET, Sample
 from tests.cli.terminal import CTRL_C, run_kmctl, run_on_terminal
-from tests.support.processes import read_status, wait_for
+from tests.support.processes import WAIT_S, read_status, wait_for
 
 CURSOR = next(one for one in SAMPLES if one.place == ".cursor/mcp.json")
 CODEX = next(one for one in SAMPLES if one.client == "codex")
@@ -268,3 +271,51 @@ def test_purge_leaves_what_is_not_ours(home: Path, kmctl: Kmctl, tmp_path: Path)
     wait_for(lambda: (own / "outbox.db").exists(), "the outbox")
     as_json(kmctl("uninstall", "--yes", "--json", "--purge", "--home", str(own)))
     assert [path.name for path in own.rglob("*") if path.is_file()] == ["diary.txt"]
+
+
+def test_a_wrapped_server_is_captured_under_its_name(home: Path, kmctl: Kmctl) -> None:
+    """The promise of the whole command: from then on every message is seen."""
+    as_json(kmctl("install", "--yes", "--json"))
+    try:
+        ((words, _),) = [
+            (words, rest) for name, words, rest in find_commands(read_config(home / CURSOR.place)) if name == "context7"
+        ]
+        message = b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n'
+        subprocess.run(words, input=message, capture_output=True, env=minimal_environ(home), timeout=WAIT_S, check=True)
+
+        def captured() -> list[str]:
+            lines = kmctl("tail", "--json")[1].splitlines()
+            events = [json.loads(line) for line in lines]
+            return [event["method"] for event in events if event["server"] == "context7" and event.get("method")]
+
+        assert "ping" in wait_for(captured, "the message")
+    finally:
+        as_json(kmctl("uninstall", "--yes", "--json"))
+
+
+def test_another_home_takes_over_and_gives_back_the_first_bytes(home: Path, kmctl: Kmctl, tmp_path: Path) -> None:
+    for options in ([], ["--home", str(tmp_path / "a")], ["--home", str(tmp_path / "b")]):
+        done = as_json(kmctl("install", "--yes", "--no-service", "--json", *options))
+        assert {server["action"] for one in done["files"] for server in one["servers"]} == {
+            "refresh" if options else "wrap"
+        }
+    as_json(kmctl("uninstall", "--yes", "--json", "--home", str(tmp_path / "c")))
+    assert [(home / one.place).read_bytes() for one in (CURSOR, CODEX, PROJECT)] == [CURSOR.raw, CODEX.raw, PROJECT.raw]
+
+
+def test_a_project_cannot_have_us_take_its_records_for_ours(home: Path, kmctl: Kmctl, tmp_path: Path) -> None:
+    as_json(kmctl("install", "--yes", "--no-service", "--json"))
+    evil = home / "shop" / "evil"
+    (home / ".local" / "state" / "kilometers" / "undo").rename(evil.parent / "undo")
+    evil.mkdir()
+    (evil.parent / "undo").rename(evil / "undo")
+    for path in (evil / "undo").glob("*.json"):
+        record = json.loads(path.read_text())
+        record["original"] = '{"command": "evil"}'
+        record["original_sha256"] = hashlib.sha256(record["original"].encode()).hexdigest()
+        path.write_text(json.dumps(record))
+    project = home / PROJECT.place
+    project.write_text(project.read_text().replace('"--name"', f'"--home", "{evil}", "--name"'))
+    _, shown, _ = kmctl("uninstall", "--yes")
+    assert "evil" not in shown.replace(str(evil), "")
+    assert '"evil"' not in (home / CURSOR.place).read_text()

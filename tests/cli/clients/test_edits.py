@@ -4,14 +4,17 @@ What people and clients do to a file between install and uninstall survives, and
 The law: uninstall(edit(install(file))) == edit(file), for every edit that leaves the commands alone.
 """
 
+import io
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from kmctl.clients.formats import format_of, parse_text
 from kmctl.clients.plan import Source, plan_install, plan_uninstall
@@ -116,6 +119,30 @@ def test_a_client_that_writes_its_file_anew_gets_the_same_meaning_back(sample: S
     assert restored == list(find_commands(json.loads(wanted)))
     if '"args": null' not in sample.text and "[ ]" not in sample.text:
         assert json.loads(back) == json.loads(wanted)
+
+
+@pytest.mark.parametrize(
+    "sample", [one for one in SAMPLES if not one.place.endswith(("json", "jsonc"))], ids=lambda one: str(one.place)
+)
+def test_a_client_that_writes_yaml_or_toml_anew_gets_the_same_meaning_back(sample: Sample) -> None:
+    path = Path(sample.place)
+    wrapped, records = wrap(sample, sample.text)
+    back = read_config(path, unwrap(sample, written_anew(path, wrapped), records).encode())
+    wanted = read_config(path, sample.text.encode())
+    by_name = {name: (words, rest) for name, words, rest in find_commands(back)}
+    assert by_name == {name: (words, rest) for name, words, rest in find_commands(wanted)}
+    back = read_config(path, unwrap(sample, written_anew(path, sample.text), records).encode())
+    assert back == wanted
+
+
+def written_anew(path: Path, text: str) -> str:
+    """The file as a program writes it that keeps nothing of its layout."""
+    config = read_config(path, text.encode())
+    if path.suffix == ".toml":
+        return tomli_w.dumps(config)
+    out = io.StringIO()
+    YAML(typ="safe", pure=True).dump(config, out)
+    return out.getvalue()
 
 
 JSON = """{

@@ -201,3 +201,30 @@ def test_another_run_is_waited_for_by_nobody(tmp_path: Path) -> None:
     with hold_lock(state), pytest.raises(FileRefused, match="another kmctl"):
         finish(work, state)
     assert path.read_bytes() == CURSOR.raw
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a b", ["--name", "a b"]),
+        ("", []),
+        ("\0", []),
+        ("a\0b", ["--name", "ab"]),
+        ("\ud800", ["--name", "?"]),
+        ("x" * 999, ["--name", "x" * 200]),
+    ],
+    ids=["plain", "empty", "NUL", "NUL inside", "surrogate", "endless"],
+)
+def test_a_name_that_no_process_could_be_given_is_tidied(name: str, words: list[str]) -> None:
+    assert list(LAUNCHER.words(name)) == [*LAUNCHER.start(), "--home", "/h", *words, "--"]
+    text = json.dumps({"mcpServers": {name: {"command": "npx"}}})
+    plan = plan_of(text)
+    assert len(plan.changes) == 1
+    assert plan_of(plan.after).changes == ()
+
+
+def test_files_that_would_take_too_much_are_refused() -> None:
+    with pytest.raises(NotUnderstood, match="more than 1,000,000 values"):
+        parse_text("[" + "0," * 1_000_001 + "0]", Format.JSON)
+    with pytest.raises(NotUnderstood, match="larger than 1 MiB"):
+        parse_text("#" * ((1 << 20) + 1), Format.YAML)
