@@ -169,10 +169,12 @@ def running_server(database: Path, port: int = 0, *, database_url: str | None = 
         running.stop()
 
 
-def create_key(database: Path, tenant: str = "acme", scope: str = "ingest,read") -> str:
-    """A new API key, as an operator makes one."""
+def create_key(
+    database: Path, tenant: str = "acme", scope: str = "ingest,read", *, database_url: str | None = None
+) -> str:
+    """A new API key, as an operator makes one; see start_server for *database_url*."""
     words = [command("km-server"), "keys", "create", "--tenant", tenant, "--scope", scope]
-    words += ["--database-url", f"sqlite:///{database}"]
+    words += ["--database-url", database_url or f"sqlite:///{database}"]
     done = subprocess.run(words, check=True, capture_output=True, timeout=WAIT_S)
     return done.stdout.decode().strip()
 

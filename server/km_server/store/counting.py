@@ -111,6 +111,7 @@ TOUCHED = (
 """The rollups that `fresh` has changed."""
 
 EMPTY_FRESH = "DELETE FROM fresh"
+"""Between two uses: a transaction counts once, and a store empties the table with it."""
 
 
 def count_fresh(tenant_id: int, source: str, values: tuple[Cell, ...] = ()) -> Asking[None]:
@@ -124,18 +125,15 @@ def uncount(tenant_id: int, source: str, values: tuple[Cell, ...]) -> Asking[Non
     """Take events that are about to go out of the figures; a session's first and last time stay."""
     yield Question(fill_fresh(source), values)
     yield Question(TAKE_FROM_SESSIONS, (tenant_id, -1))
-    yield Question(ADD_TO_ROLLUPS, (tenant_id, -1))
-    yield Question(ADD_TO_LATENCIES, (tenant_id, -1))
+    yield from add_to_rollups(tenant_id, -1)
     yield Question(f"DELETE FROM rollups WHERE events = 0 AND {TOUCHED}", (tenant_id,))
     yield Question(f"DELETE FROM latencies WHERE answers = 0 AND {TOUCHED}", (tenant_id,))
-    yield Question(EMPTY_FRESH)
 
 
 def add_to_rollups(tenant_id: int, sign: int) -> Asking[None]:
-    """Write what `fresh` holds to the rollups, and empty it."""
+    """Write what `fresh` holds to the rollups."""
     yield Question(ADD_TO_ROLLUPS, (tenant_id, sign))
     yield Question(ADD_TO_LATENCIES, (tenant_id, sign))
-    yield Question(EMPTY_FRESH)
 
 
 def recount_day(tenant_id: int, day: int) -> Asking[int]:

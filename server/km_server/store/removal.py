@@ -8,7 +8,7 @@ recount. By age whole days go, so their rollups are dropped instead of being cou
 from dataclasses import dataclass
 
 from km_server.store.asking import Asking, Question, Values
-from km_server.store.counting import EMPTY_FRESH, TAKE_FROM_SESSIONS, fill_fresh, recount_day, uncount
+from km_server.store.counting import TAKE_FROM_SESSIONS, fill_fresh, recount_day, uncount
 from km_server.store.rollup import DAY_NS, MINUTE_NS
 
 STEP_EVENTS = 5_000
@@ -96,7 +96,6 @@ def expire(tenant_id: int, cutoff_ns: int) -> Asking[Step]:
         found = values.question(f"events e WHERE e.tenant_id = $1 AND e.id IN ({values.marks(ids)})")
         yield Question(fill_fresh(found.text), found.values)
         yield Question(TAKE_FROM_SESSIONS, (tenant_id, -1))
-        yield Question(EMPTY_FRESH)
         yield Question(f"DELETE FROM {found.text.replace('events e', 'events AS e')}", found.values)
     if len(ids) == STEP_EVENTS:
         return Step(len(ids), 0, is_last=False)

@@ -15,8 +15,14 @@ from tests.support.bench.kmctl import measure_kmctl
 from tests.support.bench.kmd import measure_kmd
 from tests.support.bench.relay import measure_relay
 from tests.support.bench.report import Options, Section, print_section
+from tests.support.bench.server import measure_server
 
-SECTIONS: dict[str, Callable[[Options], Section]] = {"relay": measure_relay, "kmd": measure_kmd, "kmctl": measure_kmctl}
+SECTIONS: dict[str, Callable[[Options], Section]] = {
+    "relay": measure_relay,
+    "kmd": measure_kmd,
+    "kmctl": measure_kmctl,
+    "server": measure_server,
+}
 
 
 def main(words: list[str]) -> int:

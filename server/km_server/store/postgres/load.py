@@ -10,7 +10,7 @@ events by key, rollups by key).
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from km_server.store.asking import Cell
 from km_server.store.counting import CREATE_FRESH, STREAM_CODES, count_fresh
@@ -21,6 +21,7 @@ from km_server.store.payload import pack
 from km_server.store.postgres.driver import STATEMENT_MS, Terms, answer, transaction
 from km_server.store.postgres.migrate import LOCK_CLASS
 from km_server.store.removal import count_refusals
+from km_server.store.values import Arrival
 from kmd.wire import Session
 
 BLOCK = 1024
@@ -30,16 +31,16 @@ NEWS_CLASS = 0x4B4E
 """The first key of the locks that say from which block on events are being written (see store.newest_id)."""
 
 COLUMNS = (
-    "id, session_id, position, member, series_id, at_ns, size_bytes, took_ns, error_code, day, stream, bucket, risk,"
+    "id, session_id, series_id, day, position, member, at_ns, size_bytes, took_ns, error_code, stream, bucket, risk,"
     " truncated, packed, kind, method, target, rpc_id, outcome, sha256, extra, payload"
 )
 COLUMN_NAMES = tuple(COLUMNS.split(", "))
 INCOMING = "incoming_v1"
 CREATE_INCOMING = f"""
 CREATE TEMP TABLE IF NOT EXISTS {INCOMING} (
-    id bigint, session_id bigint, position bigint, member bigint, series_id bigint, at_ns bigint, size_bytes bigint,
-    took_ns bigint, error_code bigint, day integer, stream smallint, bucket smallint, risk smallint, truncated smallint,
-    packed smallint, kind text, method text, target text, rpc_id text, outcome text, sha256 text, extra bytea,
+    id bigint, session_id bigint, series_id bigint, day integer, position bigint, member bigint, at_ns bigint,
+    size_bytes bigint, took_ns bigint, error_code bigint, stream smallint, bucket smallint, risk smallint,
+    truncated smallint, packed smallint, kind text, method text, target text, rpc_id text, outcome text, sha256 text, extra bytea,
     payload bytea
 ) ON COMMIT DELETE ROWS
 """
@@ -53,6 +54,59 @@ SeriesIds = dict[tuple[int, str, str, str], int]
 """The id of each tenant's server, method and target; '' is none."""
 
 SERIES_KEPT = 50_000
+
+
+class Prepared(NamedTuple):
+    """An event's row but for what the database says: `series` is its method and target, `cells` the rest of it."""
+
+    series: tuple[str, str]
+    cells: Row
+
+
+@dataclass(slots=True)
+class Parcel:
+    """A batch on its way, with a prepared row for each event that may be stored (None for the others)."""
+
+    offer: Offer
+    rows: list[Prepared | None]
+
+
+def prepare(offer: Offer) -> Parcel:
+    """Prepare the rows of a batch: the work that needs no database, while that is busy with others."""
+    rows: list[Prepared | None] = [None] * len(offer.arrivals)
+    for places in offer.places.values():
+        for place in places:
+            rows[place] = prepare_row(offer.arrivals[place])
+    return Parcel(offer, rows)
+
+
+def prepare_row(arrival: Arrival) -> Prepared:
+    """The event's own cells, in the order of COLUMNS. (`_value_`: a StrEnum's own text, without a call.)"""
+    event = arrival.event
+    took_ns = event.took_ns
+    packed, payload = pack(arrival.payload)
+    cells = (
+        event.offset,
+        event.index,
+        event.at_ns,
+        event.size_bytes,
+        took_ns,
+        event.error_code,
+        STREAM_CODES[event.stream],
+        None if took_ns is None else bucket_of(took_ns),
+        arrival.risk,
+        int(event.truncated),
+        packed,
+        event.kind._value_,
+        event.method,
+        event.target,
+        event.rpc_id,
+        None if event.outcome is None else event.outcome._value_,
+        event.sha256,
+        arrival.extra,
+        payload,
+    )
+    return Prepared((event.method or "", event.target or ""), cells)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +124,7 @@ class Load:
 
     pool: Any
     tenant_id: int
-    offers: Sequence[Offer]
+    parcels: Sequence[Parcel]
     series: SeriesIds
     made: SeriesIds = field(default_factory=dict)
     known: dict[str, Known] = field(default_factory=dict)
@@ -96,20 +150,20 @@ class Load:
             await self.find_sessions(connection)
             places = self.place_events()
             fresh = await self.insert(connection, places) if places else set()
-            for number, (offer, place) in enumerate(places):
-                offer.verdicts[place] = ACCEPTED if number in fresh else DUPLICATE
-            for offer in self.offers:
-                if refused := offer.refused():
+            for number, (parcel, place) in enumerate(places):
+                parcel.offer.verdicts[place] = ACCEPTED if number in fresh else DUPLICATE
+            for parcel in self.parcels:
+                if refused := parcel.offer.refused():
                     await answer(connection, count_refusals(self.tenant_id, refused))
 
     async def find_sessions(self, connection: Any) -> None:
         """Find the sessions of all batches, make the new ones, fill in what was not known."""
         described: dict[str, tuple[Session, int]] = {}
-        for offer in self.offers:
-            for name, (session, day) in offer.sessions.items():
+        for parcel in self.parcels:
+            for name, (session, day) in parcel.offer.sessions.items():
                 before = described.get(name)
                 described[name] = (merge(before[0], session), before[1]) if before else (session, day)
-        wanted = {*described, *(name for offer in self.offers for name in offer.places)}
+        wanted = {*described, *(name for parcel in self.parcels for name in parcel.offer.places)}
         await self.read_sessions(connection, wanted)
         missing = sorted(described.keys() - self.known.keys())
         if missing:
@@ -165,28 +219,24 @@ class Load:
         )
         await self.read_sessions(connection, {session.session for session in sessions})
 
-    def place_events(self) -> list[tuple[Offer, int]]:
+    def place_events(self) -> list[tuple[Parcel, int]]:
         """Where the events that can be stored are; those of unknown sessions get their verdict."""
         places = []
-        for offer in self.offers:
-            for name, wanted in offer.places.items():
+        for parcel in self.parcels:
+            for name, wanted in parcel.offer.places.items():
                 if name in self.known:
-                    places += [(offer, place) for place in wanted]
+                    places += [(parcel, place) for place in wanted]
                 else:
-                    offer.answer(name, UNKNOWN_SESSION)
+                    parcel.offer.answer(name, UNKNOWN_SESSION)
         return places
 
-    async def insert(self, connection: Any, places: Sequence[tuple[Offer, int]]) -> set[int]:
+    async def insert(self, connection: Any, places: Sequence[tuple[Parcel, int]]) -> set[int]:
         """Insert events and count the new ones. Returns their numbers in *places*."""
         blocks = await connection.fetch(
             "SELECT nextval('event_blocks') FROM generate_series(1, $1)", -(-len(places) // BLOCK)
         )
         first_ids = [row[0] * BLOCK for row in blocks]
-        series = await self.intern(connection, places)
-        rows = [
-            self.render(first_ids[number // BLOCK] + number % BLOCK, series, offer, place)
-            for number, (offer, place) in enumerate(places)
-        ]
+        rows = await self.render(connection, places, first_ids)
         await connection.copy_records_to_table(INCOMING, records=rows, columns=COLUMN_NAMES)
         new = [row[0] for row in await connection.fetch(INSERT_NEW, self.tenant_id)]
         if len(new) < len(rows):
@@ -196,13 +246,24 @@ class Load:
         numbers = {first: number * BLOCK for number, first in enumerate(first_ids)}
         return {numbers[row_id - row_id % BLOCK] + row_id % BLOCK for row_id in new}
 
-    async def intern(self, connection: Any, places: Sequence[tuple[Offer, int]]) -> SeriesIds:
-        """The ids of the events' series, those made that are new."""
-        wanted = {self.series_of(offer, place) for offer, place in places}
-        missing = sorted(wanted - self.series.keys())
-        if missing:
+    async def render(
+        self, connection: Any, places: Sequence[tuple[Parcel, int]], first_ids: Sequence[int]
+    ) -> list[Row]:
+        """The rows of events, with ids in the order of *places*; series that are new are made."""
+        wanted: list[tuple[Known, tuple[int, str, str, str], Row]] = []
+        for parcel, place in places:
+            prepared = parcel.rows[place]
+            if prepared is not None:
+                known = self.known[parcel.offer.arrivals[place].event.session]
+                wanted.append((known, (self.tenant_id, known.session.name, *prepared.series), prepared.cells))
+        names = {series for _, series, _ in wanted}
+        if missing := sorted(names - self.series.keys()):
             await self.make_series(connection, missing)
-        return {series: self.series.get(series) or self.made[series] for series in wanted}
+        ids = {series: self.series.get(series) or self.made[series] for series in names}
+        return [
+            (first_ids[number // BLOCK] + number % BLOCK, known.id, ids[series], known.day, *cells)
+            for number, (known, series, cells) in enumerate(wanted)
+        ]
 
     async def make_series(self, connection: Any, missing: Sequence[tuple[int, str, str, str]]) -> None:
         """Make series, in the order of their keys; another process may make some of them first."""
@@ -222,43 +283,6 @@ class Load:
         )
         for row in rows:
             self.made[(self.tenant_id, row[0], row[1], row[2])] = row[3]
-
-    def series_of(self, offer: Offer, place: int) -> tuple[int, str, str, str]:
-        """What the event is counted under."""
-        event = offer.arrivals[place].event
-        return (self.tenant_id, self.known[event.session].session.name, event.method or "", event.target or "")
-
-    def render(self, row_id: int, series: SeriesIds, offer: Offer, place: int) -> Row:
-        """The event's row, in the order of COLUMNS."""
-        arrival = offer.arrivals[place]
-        event = arrival.event
-        known = self.known[event.session]
-        packed, payload = pack(arrival.payload)
-        return (
-            row_id,
-            known.id,
-            event.offset,
-            event.index,
-            series[(self.tenant_id, known.session.name, event.method or "", event.target or "")],
-            event.at_ns,
-            event.size_bytes,
-            event.took_ns,
-            event.error_code,
-            known.day,
-            STREAM_CODES[event.stream],
-            None if event.took_ns is None else bucket_of(event.took_ns),
-            arrival.risk,
-            int(event.truncated),
-            packed,
-            event.kind._value_,
-            event.method,
-            event.target,
-            event.rpc_id,
-            None if event.outcome is None else event.outcome._value_,
-            event.sha256,
-            arrival.extra,
-            payload,
-        )
 
 
 def series_key(server: str, method: str, target: str) -> bytes:

@@ -16,11 +16,11 @@ import structlog
 from km_server.errors import StoreBusy, StoreError
 from km_server.store.judge import Offer
 from km_server.store.postgres.driver import persist
-from km_server.store.postgres.load import SERIES_KEPT, Load, SeriesIds
+from km_server.store.postgres.load import SERIES_KEPT, Load, Parcel, SeriesIds, prepare
 from kmd.wire import Verdict
 
 WRITERS = 2
-"""More would only wait for each other: beyond this the rows are prepared, and PostgreSQL is what takes the time."""
+"""The second one helps only when a full transaction waits: small ones side by side cost more than a larger one."""
 
 QUEUE_MAX_JOBS = 256
 """Requests that may wait."""
@@ -36,10 +36,11 @@ MakeOffer = Callable[[], Offer]
 
 @dataclass(slots=True)
 class Job:
-    """A batch on its way. `make` gives its offer, anew for each attempt: a failed one leaves verdicts behind."""
+    """A batch that waits. Each attempt to load it judges it anew: one that failed leaves verdicts behind."""
 
     tenant_id: int
     make: MakeOffer
+    parcel: Parcel
     weight: int
     future: "asyncio.Future[list[Verdict]]"
 
@@ -53,6 +54,8 @@ class Loader:
         self._jobs: deque[Job] = deque()
         self._wake = asyncio.Semaphore(0)
         self._series: SeriesIds = {}
+        self._weight = 0
+        self._busy = 0
         self._closing = False
         self._tasks = [asyncio.create_task(self._work()) for _ in range(WRITERS)]
 
@@ -65,8 +68,10 @@ class Loader:
         """Load a batch; returns its verdicts after the commit. Raises StoreError."""
         if len(self._jobs) >= QUEUE_MAX_JOBS:
             raise StoreBusy("too many requests wait for the store", retry_after_s=QUEUE_RETRY_S)
-        job = Job(tenant_id, make, weight, asyncio.get_running_loop().create_future())
+        parcel = await asyncio.to_thread(lambda: prepare(make()))
+        job = Job(tenant_id, make, parcel, weight, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
+        self._weight += weight
         self._wake.release()
         return await job.future
 
@@ -79,29 +84,29 @@ class Loader:
 
     async def _work(self) -> None:
         """One task: group after group until all is done and it is told to end."""
-        while True:
+        while not (self._closing and not self._jobs):
             await self._wake.acquire()
-            group = self._next_group()
-            if group:
+            while group := self._next_group():
+                self._busy += 1
                 await self._load(group)
-            elif self._closing and not self._jobs:
-                return
+                self._busy -= 1
 
     def _next_group(self) -> list[Job]:
-        """The oldest job and, of those behind it, what is of the same tenant. Jobs that nobody waits for are left."""
-        while self._jobs and self._jobs[0].future.done():
-            self._jobs.popleft()
-        if not self._jobs:
+        """
+        The oldest job and, of those behind it, what is of the same tenant; nothing if who is busy can take it next.
+        """
+        if self._busy and self._weight < GROUP_MAX_EVENTS:
             return []
-        tenant_id = self._jobs[0].tenant_id
         group: list[Job] = []
         others: deque[Job] = deque()
         weight = 0
         while self._jobs and weight < GROUP_MAX_EVENTS:
             job = self._jobs.popleft()
-            if job.tenant_id != tenant_id:
+            if group and job.tenant_id != group[0].tenant_id:
                 others.append(job)
-            elif not job.future.done():
+                continue
+            self._weight -= job.weight
+            if not job.future.done():  # nobody waits for it any more
                 group.append(job)
                 weight += job.weight
         self._jobs.extendleft(reversed(others))
@@ -130,12 +135,19 @@ class Loader:
     async def _run(self, group: Sequence[Job]) -> Sequence[Offer]:
         """One transaction, tried again when it met another one."""
 
+        attempts = 0
+
         async def attempt() -> Sequence[Offer]:
-            load = Load(self._pool, group[0].tenant_id, [job.make() for job in group], self._series)
+            nonlocal attempts
+            attempts += 1
+            if attempts > 1:
+                for job in group:
+                    job.parcel.offer = job.make()
+            load = Load(self._pool, group[0].tenant_id, [job.parcel for job in group], self._series)
             await load.run()
             if len(self._series) > SERIES_KEPT:
                 self._series.clear()
             self._series.update(load.made)  # only now are they sure to stay
-            return load.offers
+            return [job.parcel.offer for job in group]
 
         return await persist(attempt)

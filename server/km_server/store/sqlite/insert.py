@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from km_server.store.asking import Asking, Cell
-from km_server.store.counting import STREAM_CODES, count_fresh
+from km_server.store.counting import EMPTY_FRESH, STREAM_CODES, count_fresh
 from km_server.store.fate import UNKNOWN_SESSION, Clock
 from km_server.store.histogram import bucket_of
 from km_server.store.judge import ACCEPTED, DUPLICATE, Offer, make_offer, merge
@@ -70,7 +70,8 @@ class Transaction:
         self.begin_id = read_newest_id(self.connection)
 
     def run(self, asking: Asking[T]) -> T:
-        """Run an asking within this transaction."""
+        """Run an asking within this transaction; it finds nothing of another one's counting."""
+        self.connection.execute(EMPTY_FRESH)
         return answer(self.connection, asking)
 
     def count(self) -> None:
