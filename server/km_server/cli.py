@@ -2,8 +2,10 @@
 
 import click
 
+from km_server.commands.database import backup, checksum, migrate, rebuild_rollups, restore
 from km_server.commands.keys import keys
 from km_server.commands.serve import serve, show_config
+from km_server.commands.tenants import tenants
 
 
 @click.group(epilog="Example: km-server serve --port 8713")
@@ -15,3 +17,9 @@ def cli() -> None:
 cli.add_command(serve)
 cli.add_command(show_config)
 cli.add_command(keys)
+cli.add_command(tenants)
+cli.add_command(migrate)
+cli.add_command(rebuild_rollups)
+cli.add_command(backup)
+cli.add_command(restore)
+cli.add_command(checksum)

@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import time
 from pathlib import Path
 
 import click
@@ -18,14 +19,17 @@ from km_server.commands.options import (
 )
 from km_server.errors import ServerError
 from km_server.key_text import KEY_BYTES, digest_key, make_key
+from km_server.store.rollup import DAY_NS
 from km_server.store.values import ApiKey, Scope
 
+DAYS_MAX = 36_500
+HOURS_MAX = 24 * 366
 TENANT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke API keys. Works beside a running server, and takes effect at once."""
+    """Make, list, rotate and revoke API keys. Works beside a running server, and takes effect at once."""
 
 
 @keys.command(epilog="Example: km-server keys create --tenant team --scope ingest,read")
@@ -33,13 +37,17 @@ def keys() -> None:
 @setting_options("database_url")
 @click.option("--tenant", required=True, help="Whose data the key opens; made when it is new.")
 @click.option("--scope", required=True, help="What the key may do: ingest, read, admin; with commas.")
-def create(config_file: Path | None, database_url: str | None, tenant: str, scope: str) -> None:
+@click.option("--expires-days", type=click.IntRange(1, DAYS_MAX), help="The key ends after so many days.")
+def create(
+    config_file: Path | None, database_url: str | None, tenant: str, scope: str, expires_days: int | None
+) -> None:
     """Make a key and print it, once: it cannot be shown again."""
     check_tenant(tenant)
     scopes = parse_scopes(scope)
     key = make_key(secrets.token_urlsafe(KEY_BYTES))
     config = load(config_file, database_url=database_url).config
-    made = in_store(config, lambda store: store.create_key(tenant, digest_key(key), scopes))
+    expires_at_ns = None if expires_days is None else time.time_ns() + expires_days * DAY_NS
+    made = in_store(config, lambda store: store.create_key(tenant, digest_key(key), scopes, expires_at_ns))
     click.echo(
         f"key {made.id} of tenant {tenant} may {' and '.join(sorted(scopes))}; keep it, it is shown once:", err=True
     )
@@ -57,7 +65,7 @@ def list_command(config_file: Path | None, database_url: str | None, *, as_json:
     if as_json:
         click.echo(json.dumps(rows))
     else:
-        echo_table(("id", "tenant", "scopes", "created", "last_used", "revoked"), rows)
+        echo_table(("id", "tenant", "scopes", "created", "expires", "last_used", "revoked"), rows)
 
 
 @keys.command(epilog="Example: km-server keys revoke 3")
@@ -70,6 +78,29 @@ def revoke(config_file: Path | None, database_url: str | None, key_id: int) -> N
     if not in_store(config, lambda store: store.revoke_key(key_id)):
         raise ServerError(f"there is no key {key_id}", hint="see: km-server keys list")
     click.echo(f"key {key_id} is revoked", err=True)
+
+
+@keys.command(epilog="Example: km-server keys rotate 3 --overlap-hours 24")
+@config_option
+@setting_options("database_url")
+@click.option(
+    "--overlap-hours",
+    type=click.IntRange(0, HOURS_MAX),
+    default=24,
+    show_default=True,
+    help="The old key goes on so long; 0 ends it at once.",
+)
+@click.argument("key_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
+def rotate(config_file: Path | None, database_url: str | None, overlap_hours: int, key_id: int) -> None:
+    """Make a new key in place of an old one, with its tenant, scopes and expiry, and print it, once."""
+    key = make_key(secrets.token_urlsafe(KEY_BYTES))
+    config = load(config_file, database_url=database_url).config
+    made = in_store(config, lambda store: store.rotate_key(key_id, digest_key(key), overlap_hours * 3600))
+    if made is None:
+        raise ServerError(f"there is no live key {key_id}", hint="see: km-server keys list")
+    ends = f"ends in {overlap_hours} h" if overlap_hours else "has ended"
+    click.echo(f"key {made.id} is in place of {key_id}, which {ends}; keep it, it is shown once:", err=True)
+    click.echo(key)
 
 
 def check_tenant(tenant: str) -> None:
@@ -94,6 +125,7 @@ def render_key(key: ApiKey) -> dict[str, str | int | None]:
         "tenant": key.tenant.name,
         "scopes": ",".join(sorted(key.scopes)),
         "created": render_time(key.created_at_ns),
+        "expires": render_time(key.expires_at_ns),
         "last_used": render_time(key.last_used_at_ns),
         "revoked": render_time(key.revoked_at_ns),
     }

@@ -40,8 +40,8 @@ CREATE_INCOMING = f"""
 CREATE TEMP TABLE IF NOT EXISTS {INCOMING} (
     id bigint, session_id bigint, series_id bigint, day integer, position bigint, member bigint, at_ns bigint,
     size_bytes bigint, took_ns bigint, error_code bigint, stream smallint, bucket smallint, risk smallint,
-    truncated smallint, packed smallint, kind text, method text, target text, rpc_id text, outcome text, sha256 text, extra bytea,
-    payload bytea
+    truncated smallint, packed smallint, kind text, method text, target text, rpc_id text, outcome text, sha256 text,
+    extra bytea, payload bytea
 ) ON COMMIT DELETE ROWS
 """
 INSERT_NEW = (

@@ -99,6 +99,23 @@ def bucket_or_none(took_ns: int | None) -> int | None:
     return None if took_ns is None else bucket_of(took_ns)
 
 
+def read_version(path: Path) -> int:
+    """The version of a file's schema, 0 when there is no file. Raises StoreError: it is no store."""
+    if not path.exists():
+        return 0
+    try:
+        connection = connect(path.resolve().as_uri() + "?mode=ro")
+        try:
+            refuse_foreign(connection, path)
+            return read_pragma(connection, "user_version")
+        finally:
+            connection.close()
+    except sqlite3.Error as exc:
+        raise StoreError(
+            f"cannot use the database {path}: {describe(exc)}", hint="check that it is a km-server's file"
+        ) from exc
+
+
 def open_reader(path: Path) -> sqlite3.Connection:
     """A connection that can only read. Raises StoreError."""
     try:
