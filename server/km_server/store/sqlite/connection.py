@@ -13,7 +13,7 @@ from pathlib import Path
 from km_server.errors import StoreError
 from km_server.store.counting import CREATE_FRESH
 from km_server.store.histogram import bucket_of
-from km_server.store.sqlite.driver import require_sound, sqlite3, translate
+from km_server.store.sqlite.driver import is_locked, require_sound, sqlite3, translate
 
 APPLICATION_ID = 0x4B4D5356
 """`KMSV` in the file's header: this file is a km-server's store."""
@@ -84,6 +84,8 @@ def open_writer(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as exc:
         if connection is not None:
             connection.close()
+        if is_locked(exc):
+            raise translate(exc) from exc
         raise StoreError(
             f"cannot use the database {path}: {describe(exc)}", hint="check that it is a km-server's file"
         ) from exc

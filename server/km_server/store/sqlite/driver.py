@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 else:
     from pysqlite3 import dbapi2 as sqlite3
 
-__all__ = ["is_affected", "require_sound", "sqlite3", "translate"]
+__all__ = ["is_affected", "is_locked", "require_sound", "sqlite3", "translate"]
 
 Version = tuple[int, int, int]
 
@@ -43,10 +43,21 @@ def require_sound(version: Version = sqlite3.sqlite_version_info) -> None:
         )
 
 
+def primary_code(error: sqlite3.Error) -> int:
+    """SQLite's own number for what went wrong, 0 when there is none."""
+    code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code
+
+
+def is_locked(error: sqlite3.Error) -> bool:
+    """Whether somebody else held the file: nothing is wrong with it, nor with the connection."""
+    return primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 def translate(error: sqlite3.Error) -> StoreError:
     """What a SQLite error means for the request that met it; the text names no row."""
-    code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    code = primary_code(error)
+    if is_locked(error):
         return StoreBusy("the store is locked by another process", retry_after_s=BUSY_RETRY_S)
     if code == sqlite3.SQLITE_INTERRUPT:
         return StoreBusy("the question took too long", retry_after_s=BUSY_RETRY_S, hint="ask for less at once")

@@ -17,7 +17,7 @@ import structlog
 
 from km_server.errors import StoreBusy, StoreError
 from km_server.store.sqlite.connection import transaction
-from km_server.store.sqlite.driver import sqlite3, translate
+from km_server.store.sqlite.driver import is_locked, sqlite3, translate
 from km_server.store.sqlite.insert import SeriesIds, Transaction
 
 T = TypeVar("T")
@@ -138,7 +138,8 @@ class Writer:
                 raise  # a fault of one job's statements, not of the database
             error = translate(exc)
             log.warning("store_refused", reason=str(error))
-            self._drop_connection()  # after a failed sync its cache may not be what is on disk
+            if not is_locked(exc):
+                self._drop_connection()  # after a failed sync its cache may not be what is on disk
             raise error from exc
         return releases
 
