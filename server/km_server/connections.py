@@ -107,6 +107,7 @@ class Connection(RequestHandler):
         super().data_received(data)
 
     def _expect_head(self) -> None:
+        self.keep_alive(True)  # no longer idle: stops the timer that would close it without a word  # noqa: FBT003
         self._head_timer = self._loop.call_later(self._door.config.head_timeout_s, self._head_is_late)
 
     def _head_is_late(self) -> None:

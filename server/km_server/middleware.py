@@ -58,6 +58,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
                 status=response.status,
                 took_ms=round(took_s * 1000, 1),
                 client=client.address,
+                scheme=client.scheme,
             )
     return response
 

@@ -41,6 +41,8 @@ def run(config: ServerConfig, announce: Callable[[str], None]) -> None:
         with listening:
             asyncio.run(app.serve(config, listening, lambda: announce(url), app.Rates.of(config)))
         return
+    if not hasattr(os, "fork"):
+        raise ServerError("this system cannot run several workers", hint="leave --workers at 1, or run more servers")
     folder = tempfile.mkdtemp(prefix="km-server-metrics-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     try:

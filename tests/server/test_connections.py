@@ -60,7 +60,7 @@ def read_error(raw: bytes) -> tuple[int, str]:
 
 @pytest.fixture
 def impatient(tmp_path: Path) -> Iterator[str]:
-    config = ServerConfig(database_url(tmp_path / "server.db"), port=0, head_timeout_s=0.5, idle_timeout_s=0.7)
+    config = ServerConfig(database_url(tmp_path / "server.db"), port=0, head_timeout_s=0.5)
     with app_in_thread(config) as url:
         yield url
 
@@ -102,12 +102,28 @@ def test_the_second_head_on_a_connection_is_bounded_too(impatient: str) -> None:
         assert read_error(read_all(sock)) == (408, "slow_head")
 
 
-def test_an_idle_connection_is_closed_without_a_word(impatient: str) -> None:
-    with connected(impatient) as sock:
+def test_an_idle_connection_is_closed_without_a_word(tmp_path: Path) -> None:
+    config = ServerConfig(database_url(tmp_path / "server.db"), port=0, idle_timeout_s=0.3)
+    with app_in_thread(config) as url, connected(url) as sock:
         sock.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         first = sock.recv(65536)
         assert first.endswith(b"}")
         assert read_all(sock) == b""
+
+
+def test_a_head_that_has_begun_is_not_idle(tmp_path: Path) -> None:
+    """The time for an idle connection is over while the next head comes: it has its own time."""
+    config = ServerConfig(database_url(tmp_path / "server.db"), port=0, idle_timeout_s=0.1, head_timeout_s=WAIT_S)
+    with app_in_thread(config) as url, connected(url) as sock:
+        sock.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n")
+        wait_for(
+            lambda: "km_http_connections 2.0" in httpx.get(url + "/metrics", timeout=WAIT_S).text, "the connection"
+        )
+        with connected(url) as later:  # it outlives another one that begins, idles and is closed
+            later.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_all(later).startswith(b"HTTP/1.1 200")
+        sock.sendall(b"\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize(

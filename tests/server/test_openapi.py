@@ -51,8 +51,9 @@ def test_a_fuzzer_that_reads_the_document_finds_nothing(served: Served, tmp_path
 
 @pytest.mark.heavy
 @pytest.mark.timeout(3600)
-def test_a_fuzzer_with_much_time_finds_nothing(served: Served, tmp_path: Path) -> None:
-    fuzz(served, tmp_path, 400, "examples,coverage,fuzzing,stateful")
+@pytest.mark.parametrize("kind", ["served_file", "served_postgres"])
+def test_a_fuzzer_with_much_time_finds_nothing(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> None:
+    fuzz(request.getfixturevalue(kind), tmp_path, 400, "examples,coverage,fuzzing,stateful")
 
 
 def test_the_document_is_served_as_it_is_made(served: Served) -> None:

@@ -54,16 +54,20 @@ def last_request(log: Path) -> dict[str, object]:
 
 
 def test_the_log_names_the_client_and_the_request(served: Served, tmp_path: Path) -> None:
-    headers = {"X-Forwarded-For": "198.51.100.7", "X-Request-Id": "from-the-proxy"}
+    headers = {
+        "X-Forwarded-For": "198.51.100.7",
+        "X-Forwarded-Proto": "https",
+        "X-Request-Id": "from-the-proxy",
+    }
     answer = httpx.get(served.url + "/nowhere", headers=headers, timeout=WAIT_S)
     line = last_request(served.log)
-    assert line["client"] == "127.0.0.1"  # nobody is trusted here
+    assert (line["client"], line["scheme"]) == ("127.0.0.1", "http")  # nobody is trusted here
     assert line["request_id"] == answer.headers["X-Request-Id"] != "from-the-proxy"
     running = start_server(tmp_path / "server.db", extra=("--trusted-proxies", "127.0.0.0/8"))
     try:
         answer = httpx.get(running.url + "/nowhere", headers=headers, timeout=WAIT_S)
         line = last_request(running.log)
-        assert (line["client"], line["request_id"]) == ("198.51.100.7", "from-the-proxy")
+        assert (line["client"], line["scheme"], line["request_id"]) == ("198.51.100.7", "https", "from-the-proxy")
         assert answer.headers["X-Request-Id"] == "from-the-proxy"
         answer = httpx.get(running.url + "/nowhere", headers={"X-Request-Id": "a b\tc"}, timeout=WAIT_S)
         assert answer.headers["X-Request-Id"].isalnum()
