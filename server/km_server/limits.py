@@ -9,7 +9,7 @@ Source: ATM Forum TM 4.0 section 4.4.2 ("virtual scheduling").
 import math
 import mmap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -115,6 +115,7 @@ class Lease:
             if fits:
                 budget.used_bytes += count
                 self.held_bytes += count
+                budget.watch(budget.used_bytes)
         if not fits:
             raise ApiError(
                 503,
@@ -127,9 +128,14 @@ class Lease:
 
 @dataclass(slots=True)
 class BodyBudget:
-    """Memory for bodies, packed and unpacked, of all requests together. Threads unpack, so there is a lock."""
+    """
+    Memory for bodies, packed and unpacked, of all requests together. Threads unpack, so there is a lock.
+
+    `watch` is told how much is held whenever that changes.
+    """
 
     limit_bytes: int
+    watch: Callable[[int], None] = lambda used_bytes: None
     used_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -142,3 +148,4 @@ class BodyBudget:
         finally:
             with self.lock:
                 self.used_bytes -= lease.held_bytes
+                self.watch(self.used_bytes)

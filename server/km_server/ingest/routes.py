@@ -39,7 +39,6 @@ async def take_in(request: web.Request, store: TenantStore, parse: Parse) -> web
     config, metrics = request.app[CONFIG], request.app[METRICS]
     with request.app[BODIES].lease() as lease:
         packed = await read_packed(request, config, lease)
-        metrics.body_bytes.set(request.app[BODIES].used_bytes)
         batch = await asyncio.to_thread(unpack, encoding, packed, config, lease, parse)
         metrics.count_body(len(packed), lease.held_bytes - len(packed))
         charge_events(request, len(batch.judged))
@@ -47,7 +46,6 @@ async def take_in(request: web.Request, store: TenantStore, parse: Parse) -> web
         if batch.arrivals or (batch.sessions and not batch.judged):
             stored = await store.ingest(batch.sessions, batch.arrivals)
         await request.app[SENDERS].note(store, batch.sent_by, batch.lost_events)
-    metrics.body_bytes.set(request.app[BODIES].used_bytes)
     receipt = Receipt(batch_id=batch.batch_id, verdicts=merge_verdicts(batch, stored))
     metrics.count_verdicts(receipt.verdicts)
     if batch.judged and not batch.arrivals:
