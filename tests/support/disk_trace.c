@@ -48,8 +48,26 @@ static int (*real_unlink)(const char *);
 
 static const char *root, *marks, *faults;
 static int trace = -1;
+static struct stat traced;
 static long kill_at;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void open_trace(void)
+{
+    if (getenv("DISK_TRACE"))
+        trace = real_open(getenv("DISK_TRACE"), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (trace >= 0 && fstat(trace, &traced))
+        abort();
+}
+
+/* A program that closes all descriptors has closed ours, and may use its number for something else. */
+static void keep_trace(void)
+{
+    struct stat now;
+
+    if (fstat(trace, &now) || now.st_dev != traced.st_dev || now.st_ino != traced.st_ino)
+        open_trace();
+}
 
 __attribute__((constructor)) static void start(void)
 {
@@ -66,8 +84,7 @@ __attribute__((constructor)) static void start(void)
     marks = getenv("DISK_MARKS");
     faults = getenv("DISK_FAULTS");
     kill_at = getenv("DISK_KILL_AT") ? atol(getenv("DISK_KILL_AT")) : 0;
-    if (getenv("DISK_TRACE"))
-        trace = real_open(getenv("DISK_TRACE"), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    open_trace();
 }
 
 static int is_below(const char *path)
@@ -121,6 +138,7 @@ static void record(char kind, const char *path, long long offset, const void *da
 
     if (trace < 0)
         return;
+    keep_trace();
     head[0] = kind;
     memcpy(head + 1, &path_length, 2);
     memcpy(head + 3, &offset, 8);
