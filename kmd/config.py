@@ -93,6 +93,8 @@ SETTINGS = (
 )
 KEY_SOURCES = ("keyring", "file")
 DESTINATION_KEYS = ("name", "url", "key", "key_from")
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+"""Windows does without it."""
 DEFAULT_NAME = "default"
 NAME_MAX_CHARS = 100
 """Of a destination's name: it stands in tables and log lines."""
@@ -336,7 +338,7 @@ def write_private(path: Path, text: str, encoding: str = "utf-8") -> None:
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding=encoding) as file:
             file.write(text)

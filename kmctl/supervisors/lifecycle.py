@@ -23,6 +23,7 @@ from kmctl.supervisors.steps import carry_out, run_words
 from kmctl.supervisors.systemd import SYSTEMCTL, Systemd
 from kmctl.supervisors.templates import read_template
 from kmctl.supervisors.windows_task import WindowsTask
+from kmd.config import load_config
 from kmd.errors import KilometersError
 from kmd.paths import MEETING_DIR, find_places
 
@@ -106,6 +107,7 @@ def install_service(one: Deployment, kind: Kind | None = None) -> Outcome:
     Have kmd started at login (or by km), and now. A kmd that already runs is ended and started anew by its
     supervisor. *kind* None: whatever this machine has. Raises KilometersError.
     """
+    check_config(one)
     chosen = open_supervisor(kind or detect_kind(sys.platform, run_words))
     plan = chosen.plan_install(one)
     others = [other for other in find_installed(one) if other.kind != chosen.kind]
@@ -121,6 +123,11 @@ def install_service(one: Deployment, kind: Kind | None = None) -> Outcome:
     return Outcome(
         chosen.kind, changed=True, files=chosen.files(one), pid=wait_until_up(one.places), stopped_pid=stopped
     )
+
+
+def check_config(one: Deployment) -> None:
+    """Raises ConfigError: kmd could not start with this configuration, and nobody would see why."""
+    load_config(one.places.config_file, {})
 
 
 def is_written(step: WriteFile) -> bool:
@@ -149,6 +156,7 @@ def start_service(one: Deployment) -> Outcome:
     supervisor = installed_one(one)
     if pid := holder_pid(one.places.lock_file):
         return Outcome(supervisor.kind, changed=False, pid=pid)
+    check_config(one)
     carry_out(supervisor.plan_start(one))
     return Outcome(supervisor.kind, changed=True, pid=wait_until_up(one.places))
 
@@ -167,6 +175,7 @@ def stop_service(one: Deployment) -> Outcome:
 def restart_service(one: Deployment) -> Outcome:
     """End kmd and start it again. Raises KilometersError: no service is installed, or it fails."""
     installed_one(one)
+    check_config(one)
     stopped = stop_service(one)
     started = start_service(one)
     return Outcome(started.kind, changed=True, pid=started.pid, stopped_pid=stopped.stopped_pid)

@@ -1,6 +1,5 @@
 """The kmd that runs now, whoever started it: who it is, waiting until it answers, ending it."""
 
-import fcntl
 import os
 import signal
 import time
@@ -15,10 +14,18 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
 """kmd ends within two seconds; a disk that hangs may hold it longer."""
 LOOK_S = 0.05
+STARTER_LOCK = "kmd.autostart.lock"
+"""Held for as long as a kmd lives that km has started."""
 
 
 def holder_pid(lock_file: Path) -> int | None:
-    """The pid of the kmd that holds *lock_file*, None when nobody does. Raises KilometersError: it cannot be read."""
+    """
+    The pid that the holder of *lock_file* has written there, 0 when it has not yet; None when nobody holds it.
+
+    Raises KilometersError: it cannot be read.
+    """
+    import fcntl  # not on Windows, where the other commands must still load
+
     try:
         descriptor = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
@@ -50,23 +57,34 @@ def wait_until_up(places: Places) -> int:
 
 def stop_daemon(places: Places) -> int | None:
     """
-    End the kmd of this home. Returns the pid that it had, None when none ran.
+    End the kmd of this home, also one that km is starting just now. Returns its pid, None when none ran.
 
     Raises KilometersError: it has not ended within STOP_TIMEOUT_S, or is not ours to end.
     """
-    pid = holder_pid(places.lock_file)
-    if pid is None:
-        return None
     deadline = time.monotonic() + STOP_TIMEOUT_S
+    told: set[int] = set()
+    while (pid := holder_pid(places.lock_file)) is not None or is_starting(places):
+        if pid and pid not in told:
+            tell_to_end(pid)
+            told.add(pid)
+        if time.monotonic() > deadline:
+            who = f"kmd (pid {pid})" if pid else "kmd"
+            hint = f"try: kill -9 {pid}" if pid else "see 'kmctl service logs'"
+            raise KilometersError(f"{who} has not ended in {STOP_TIMEOUT_S:.0f} s", hint=hint)
+        time.sleep(LOOK_S)
+    return next(iter(told), None)
+
+
+def is_starting(places: Places) -> bool:
+    """Whether a relay has started a kmd that lives, though it may not hold its own lock yet (kmd.shim.starter)."""
+    return holder_pid(places.meeting_dir / STARTER_LOCK) is not None
+
+
+def tell_to_end(pid: int) -> None:
+    """SIGTERM. Raises KilometersError: it is another user's."""
     try:
-        if pid:
-            os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:
-        pass  # it has ended in between; or its pid is of another container, which the wait below tells
+        pass  # it has ended in between, or its pid is of another container, which the wait tells
     except PermissionError as exc:
         raise KilometersError(f"kmd (pid {pid}) is another user's", hint="run kmctl as that user") from exc
-    while holder_pid(places.lock_file) is not None:
-        if time.monotonic() > deadline:
-            raise KilometersError(f"kmd (pid {pid}) has not ended in {STOP_TIMEOUT_S:.0f} s", hint=f"try: kill {pid}")
-        time.sleep(LOOK_S)
-    return pid

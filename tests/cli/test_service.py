@@ -242,3 +242,18 @@ def test_a_manager_that_refuses_is_an_error_with_its_own_words(home: Environ, tm
     error, hint = err.splitlines()
     assert error == "error: 'systemctl --user daemon-reload' failed (4): no such bus"
     assert "--manager km" in hint
+
+
+def test_a_configuration_that_kmd_cannot_use_is_said_before_anything_is_done(home: Environ) -> None:
+    kmctl(home, "service", "install")
+    pid = service_state(home)["pid"]
+    kmctl(home, "init", "--local")
+    (config,) = Path(home["HOME"]).rglob("config.toml")
+    config.write_text("[log]\nlevel = 5\n")
+    for action in ("install", "restart"):
+        code, shown, err = run_kmctl("service", action, environ=home)
+        assert (code, shown) == (1, "")
+        assert "log.level: must be a text (line 2)" in err
+    assert service_state(home)["pid"] == pid
+    kmctl(home, "service", "stop")
+    assert run_kmctl("service", "start", environ=home)[0] == 1

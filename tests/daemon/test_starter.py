@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kmctl.supervisors.by_km import AUTOSTART, render_autostart
 from kmctl.supervisors.lifecycle import find_deployment
-from kmctl.supervisors.process import holder_pid
+from kmctl.supervisors.process import STARTER_LOCK, holder_pid, stop_daemon
 from kmd.shim import starter
 from kmd.shim.starter import BACKOFF_MAX_S, delay_s, parse_autostart, parse_tries
 from tests.support.processes import WAIT_S, read_status, wait_for
@@ -175,5 +175,24 @@ def test_a_damaged_count_is_none(text: bytes) -> None:
     assert parse_tries(text) == (0, 0.0)
 
 
+def test_both_sides_name_the_files_alike() -> None:
+    assert (AUTOSTART, STARTER_LOCK) == (starter.AUTOSTART, starter.LOCK)
+
+
 def test_the_wait_is_bounded() -> None:
     assert [delay_s(tries) for tries in (0, 1, 2, 3, 32)] == [0, 1, 2, 4, BACKOFF_MAX_S]
+
+
+def test_one_that_is_just_being_started_is_ended_too(home: Path) -> None:
+    """Between the relay's spawn and kmd's own lock."""
+    slow = home / "slow"
+    words = " ".join(find_deployment(home, {}).program)
+    allow(home, str(slow))
+    slow.write_text(f"#!/bin/sh\nsleep 1\nexec {words}\n")
+    slow.chmod(0o755)
+    assert has_started(start(home))
+    assert holder_pid(home / "kmd.lock") is None
+    (home / AUTOSTART).unlink()  # as 'kmctl service stop' does first
+    assert stop_daemon(find_deployment(home, {}).places)
+    assert holder_pid(home / "kmd.lock") is None
+    assert holder_pid(home / starter.LOCK) is None
