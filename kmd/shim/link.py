@@ -61,11 +61,19 @@ class Link:
                 if self._tap.is_done:
                     self._spool.discard()
                     return
-            elif last_try:
-                self._leave_to_spool()
-                return
+            else:
+                self._start_kmd()
+                if last_try:
+                    self._leave_to_spool()
+                    return
             self._wait_away(retry_s)
             retry_s = min(retry_s * 2, RETRY_MAX_S)
+
+    def _start_kmd(self) -> None:
+        """Have kmd started, where the user wants km to do that."""
+        from kmd.shim.starter import start_kmd  # noqa: PLC0415 - only a relay without kmd needs it
+
+        start_kmd(self._meeting)
 
     def _connect(self) -> bool:
         """One try: connect, HELLO, WELCOME, the spool. A long path is no obstacle: it is reached from its folder."""
