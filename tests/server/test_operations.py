@@ -41,6 +41,7 @@ def fill(store_url: str, exchanges: int = 60) -> None:
         async with open_tenant(store_url) as tenant:
             await tenant.ingest(SESSIONS, arrive(conversation(exchanges)))
             await tenant.ingest(SESSIONS, arrive([make_event(8000), make_answer(7000, 5, session="s2")]))
+            await tenant.note_sender("laptop", 3)
 
     asyncio.run(scenario())
 
@@ -217,6 +218,7 @@ def test_a_dump_of_postgresql_comes_back_the_same(postgres: Cluster, tmp_path: P
     before = read_checksums(source)
     assert read_checksums(target) == before
     assert before["events"]["rows"] == 122  # type: ignore[index]
+    assert before["senders"]["rows"] == 1  # type: ignore[index]
 
     async def go_on() -> int:
         async with open_store(target) as store:

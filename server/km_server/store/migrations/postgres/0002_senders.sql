@@ -6,7 +6,4 @@ CREATE TABLE senders (
     noted_at_ns bigint NOT NULL,
     PRIMARY KEY (tenant_id, sender)
 );
-ALTER TABLE senders ENABLE ROW LEVEL SECURITY;
-ALTER TABLE senders FORCE ROW LEVEL SECURITY;
-CREATE POLICY own_tenant ON senders
-    USING (tenant_id = (SELECT nullif(current_setting('km.tenant_id', true), '')::bigint));
+SELECT km_guard('senders');
