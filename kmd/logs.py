@@ -1,16 +1,20 @@
 """Structured logs to stderr: for a person on a terminal, JSON lines everywhere else. Never a payload or a key."""
 
+import contextlib
+import io
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 import structlog
 
 from kmd.errors import KilometersError
 
+STDERR = 2
 LOG_FILE_MAX_BYTES = 1 << 20
-"""A log file that has grown over this is put aside at the next start; the one put aside before is gone then."""
+"""A log file that has grown over this is put aside; the one put aside before is gone then."""
 
 
 def configure_logs(level: str) -> None:
@@ -35,18 +39,48 @@ def configure_logs(level: str) -> None:
 
 def redirect_stderr(path: Path) -> None:
     """
-    Have everything that this process says on stderr, tracebacks too, appended to *path* (0600).
+    Have everything that this process says on stderr, tracebacks too, appended to *path* (0600, bounded).
 
     Raises KilometersError when that cannot be.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if path.exists() and path.stat().st_size > LOG_FILE_MAX_BYTES:
-            path.replace(path.with_name(path.name + ".1"))
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        sys.stderr.flush()
-        os.dup2(descriptor, 2)
-        os.close(descriptor)
+        put_aside(path)
+        open_as_stderr(path)
     except OSError as exc:
         hint = "choose another file with --log-file"
         raise KilometersError(f"{path}: cannot be written ({exc.strerror})", hint=hint) from exc
+    sys.stderr = BoundedLog(path)
+
+
+def put_aside(path: Path) -> None:
+    """Make room for a new file when the one at *path* has grown over the bound. Raises OSError."""
+    if path.exists() and path.stat().st_size > LOG_FILE_MAX_BYTES:
+        path.replace(path.with_name(path.name + ".1"))
+
+
+def open_as_stderr(path: Path) -> None:
+    """Put *path* in the place of descriptor 2. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    os.dup2(descriptor, STDERR)
+    os.close(descriptor)
+
+
+class BoundedLog(io.TextIOBase):
+    """stderr as a file that is put aside when it has grown; a disk that refuses must not end kmd."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> int:
+        """Append *text* at once: a line that is still in memory is lost with the process."""
+        with self._lock, contextlib.suppress(OSError):
+            os.write(STDERR, text.encode("utf-8", "backslashreplace"))
+            if os.fstat(STDERR).st_size > LOG_FILE_MAX_BYTES:
+                put_aside(self._path)
+                open_as_stderr(self._path)
+        return len(text)
+
+    def fileno(self) -> int:
+        return STDERR
