@@ -94,15 +94,19 @@ def imported(words: list[str]) -> set[str]:
     return set(re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr.decode(), re.MULTILINE)) - {"imported"}
 
 
-def test_km_imports_nothing_before_it_becomes_the_server_that_a_bare_interpreter_with_os_has_not(
+def test_km_imports_nothing_but_itself_before_it_becomes_the_server_that_a_bare_interpreter_with_os_has_not(
     tmp_path: Path,
 ) -> None:
-    """From a copy, so that the relay in the other process finds no package and imports nothing."""
-    copy = tmp_path / "launch.py"
-    copy.write_bytes(LAUNCH.read_bytes())
+    """From a copy of what comes before the fork, so that the relay in the other process finds and imports nothing."""
+    copy = tmp_path / "kmd" / "shim" / "launch.py"
+    copy.parent.mkdir(parents=True)
+    for source in (LAUNCH, LAUNCH.with_name("start.py"), LAUNCH.with_name("__init__.py")):
+        copy.with_name(source.name).write_bytes(source.read_bytes())
+    (tmp_path / "kmd" / "__init__.py").touch()
     bare = imported(["-c", "import os"])
     assert "os" in bare
-    assert imported([str(copy), "--home", str(tmp_path), "--", "/bin/true"]) - bare <= {"_signal"}
+    own = {"kmd", "kmd.shim", "kmd.shim.start"}
+    assert imported([str(copy), "--home", str(tmp_path), "--", "/bin/true"]) - bare <= {"_signal", *own}
     assert imported(["-c", "import json"]) - bare >= {"json"}
 
 

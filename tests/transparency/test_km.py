@@ -1,11 +1,13 @@
 """What only km does: a command that is not there, the console script, and the relay's own place and manners."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import wait_for
+from tests.support.processes import LAUNCH, wait_for
 from tests.transparency.client import Client
 from tests.transparency.scenarios import SCENARIOS
 from tests.transparency.stage import Stage, Wrap, bare, km, km_script, observe
@@ -86,3 +88,24 @@ def inode_of(link: str) -> int:
     """The inode in `pipe:[123]`; 0 for other links."""
     kind, _, rest = link.partition(":[")
     return int(rest.rstrip("]")) if kind == "pipe" else 0
+
+
+@pytest.mark.parametrize("lacks", ["relay.py", "detached.py"])
+def test_a_damaged_installation_costs_the_capture_alone(lacks: str, tmp_path: Path) -> None:
+    """Its files may be half replaced by an upgrade just now."""
+    shim = tmp_path / "kmd" / "shim"
+    shutil.copytree(LAUNCH.parent, shim, ignore=shutil.ignore_patterns(lacks, "__pycache__"))
+
+    def damaged(home: Path, words: list[str]) -> list[str]:
+        return [sys.executable, "-I", "-S", str(shim / "launch.py"), "--home", str(home), "--", *words]
+
+    with Stage(tmp_path, damaged) as stage:
+        client = stage.probe("chatter")
+        for number in range(100):
+            line = b"%02d" % number * 500 + b"\n"
+            assert client.converse(line) == line
+        assert client.receive_note() == b"got 1000\n"
+        client.close_input()
+        assert client.receive_rest() == b""
+        assert client.wait() == 0
+        assert stage.left() == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kmd.shim import start
 from tests.support.processes import LAUNCH, command, read_status, running_kmd, wait_for
 
 WAIT_S = 60.0
@@ -113,8 +115,8 @@ def test_km_alone_leaves_a_spool_where_kmd_will_look(tmp_path: Path) -> None:
 
 
 FALLBACK = (
-    "import sys, json; sys.path.insert(0, {folder!r}); import launch; "
-    "environ = launch.original_environ('/no/such/file'); "
+    "import sys, json; sys.path.insert(0, {folder!r}); from kmd.shim import start; "
+    "environ = start.original_environ('/no/such/file'); "
     "print(json.dumps(sorted([k.decode(), v.decode()] for k, v in zip(environ.keys(), environ.values()))))"
 )
 
@@ -133,7 +135,7 @@ FALLBACK = (
 )
 def test_the_environment_can_be_had_without_proc(environ: dict[str, str]) -> None:
     """As on macOS: what the interpreter adds when it starts in the C locale is taken away again, and only that."""
-    words = [sys.executable, "-I", "-S", "-c", FALLBACK.format(folder=str(LAUNCH.parent))]
+    words = [sys.executable, "-I", "-S", "-c", FALLBACK.format(folder=str(REPOSITORY))]
     done = run(words, env=environ)
     assert done.stderr == b""
     assert json.loads(done.stdout) == sorted(map(list, environ.items()))
@@ -161,3 +163,12 @@ def test_both_forms_work_from_a_wheel(form: str, installed: Path, tmp_path: Path
     assert run([*words, "--home", str(home), "--", "cat"], b"one\n", {"HOME": str(tmp_path)}).stdout == b"one\n"
     wait_for(lambda: list((home / "spool").glob("*.spool")), "the relay's spool")
     assert not os.access(REPOSITORY / "spool", os.F_OK)
+
+
+def test_the_reference_page_has_every_option_and_no_other() -> None:
+    page = (REPOSITORY / "docs" / "km.md").read_text()
+    documented = set(re.findall(r"^\| `(--[a-z]+)", page, re.MULTILINE))
+    said = set(re.findall(r"^  (--[a-z]+)", run([*FORMS["quick"], "--help"]).stdout.decode(), re.MULTILINE))
+    assert documented == said == {*start.VALUES, *start.SHOWS} - {"-h"}
+    for status in (start.EX_USAGE, start.EX_CANNOT_EXECUTE, start.EX_NOT_FOUND):
+        assert re.search(rf"^\|[\d ,]*\b{status}\b", page, re.MULTILINE)

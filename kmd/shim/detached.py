@@ -1,0 +1,32 @@
+"""
+What the detached process does before the relay runs.
+
+Whatever fails here fails before the first byte; kmd.shim.start then has the bytes cross uncaptured.
+"""
+
+from kmd.shim.start import Channels, Plan
+
+F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
+"""Linux's fcntl(2) commands for a pipe's capacity."""
+
+
+def run_detached(plan: Plan, server_pid: int, channels: Channels) -> None:
+    """Relay until every direction has ended."""
+    ends = {target: relay_end for target, (_, relay_end) in channels.items()}
+    for target, end in ends.items():
+        match_capacity(target, end)
+    from kmd.shim.relay import run  # noqa: PLC0415 - it takes longer than the server may need to look
+
+    run(plan.command, plan.name, plan.home, server_pid, ends[1], ends[0])
+
+
+def match_capacity(theirs: int, ours: int) -> None:
+    """Make the pipe behind *ours* as large as the client's *theirs*; most are of one size, and then nothing is done."""
+    try:
+        from fcntl import fcntl  # noqa: PLC0415 - without it a pipe is as it is
+
+        capacity_bytes = fcntl(theirs, F_GETPIPE_SZ)
+        if capacity_bytes != fcntl(ours, F_GETPIPE_SZ):
+            fcntl(ours, F_SETPIPE_SZ, capacity_bytes)
+    except (ImportError, OSError):
+        pass  # no pipe, or not on Linux
