@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check bench torture clean
+.PHONY: help install demo test check bench torture soak clean
 help:
 	@echo "make demo    two real MCP servers through km, km-server stopped in between, counts that must agree"
 	@echo "make test    every test but the heavy ones"
 	@echo "make check   ruff, mypy --strict, import-linter"
 	@echo "make bench   ratios against the limits named in docs/measurements.md"
 	@echo "make torture everything killed again and again under traffic; ARGS='--seed 7 --rounds 300'"
+	@echo "make soak    the same day again and again: does kmd grow? ARGS='--minutes 60'"
 	@echo "make clean   remove $(VENV)"
 
 install: $(STAMP)
@@ -39,6 +40,9 @@ bench: $(STAMP)
 
 torture: $(STAMP)
 	@$(BIN)/python -m tests.support.torture_main $(ARGS)
+
+soak: $(STAMP)
+	@$(BIN)/python -m tests.support.soak $(ARGS)
 
 clean:
 	rm -rf $(VENV)
