@@ -8,7 +8,17 @@ most clients, `cmd` in Goose, one list in opencode, an object of its own in olde
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kmctl.clients.tree import Document, Format, Kind, Member, Node, Raw, check_duplicates, check_own_duplicates
+from kmctl.clients.tree import (
+    Document,
+    Format,
+    Kind,
+    Member,
+    Node,
+    Raw,
+    check_duplicates,
+    check_own_duplicates,
+    end_of_line,
+)
 from kmctl.clients.words import Wrapped, read_wrapped
 
 KeyPath = tuple[str, ...]
@@ -61,9 +71,15 @@ class Entry:
         tables = (self.node.find(key) for key in ENV_KEYS)
         return any(one.key.upper() == "PATH" for table in tables if table for one in table.value.members)
 
+    def span(self, document: Document) -> tuple[int, int]:
+        """Where its value stands. What is written in lines goes to the end of its last one, with the comment there."""
+        end = self.node.end
+        return self.node.start, end if self.node.flow else end_of_line(document.text, end)
+
     def text(self, document: Document) -> str:
         """Its text, from the first to the last character of its value."""
-        return document.text[self.node.start : self.node.end]
+        start, end = self.span(document)
+        return document.text[start:end]
 
 
 def find_entries(document: Document, keys: Sequence[KeyPath]) -> list[Entry]:

@@ -185,7 +185,7 @@ def unwrap_entries(
         seen = Sighting(source.client, source.file, entry.path, entry.name, text, entry.words[: wrapped.own + 1])
         undo, exact = found[entry.path] = find_undo(records, seen)
         if undo is not None and exact:
-            edits.append(Edit(entry.node.start, entry.node.end, undo.original))
+            edits.append(Edit(*entry.span(document), undo.original))
         else:
             edits += plan_unwrapping(document, entry, wrapped, undo)
         words[entry.path] = (), entry.words[wrapped.own + 1 :]
@@ -231,7 +231,10 @@ def blank(document: Document, entries: Mapping[Path_, Entry], paths: Iterable[Pa
 
 
 def check_way_back(plan: FilePlan, bare: Document) -> None:
-    """Raises NotUnderstood when what is wrapped would not come back byte for byte, even without its whole text."""
+    """
+    Raises NotUnderstood when what is wrapped would not come back byte for byte, both from the records' whole texts and
+    by taking out our words alone.
+    """
     wanted = {change.path for change in plan.changes}
     document = parse_text(plan.after, bare.format)
     edits: list[Edit] = []
@@ -239,5 +242,8 @@ def check_way_back(plan: FilePlan, bare: Document) -> None:
     for entry in find_entries(document, plan.source.keys):
         if entry.path in wanted and (wrapped := entry.wrapped):
             edits += plan_unwrapping(document, entry, wrapped, undos[entry.path])
-    if apply_edits(document.text, edits) != bare.text:
+    entries = [entry for entry in find_entries(document, plan.source.keys) if entry.path in wanted]
+    records = [undo for undo in undos.values() if undo]
+    whole, _ = unwrap_entries(plan.source, document, entries, records)
+    if apply_edits(document.text, edits) != bare.text or whole.text != bare.text:
         raise NotUnderstood(1, "could not be put back exactly later")
