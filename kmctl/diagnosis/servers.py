@@ -134,8 +134,7 @@ def check_server(server: Server, environ: Mapping[str, str]) -> Iterator[Finding
     if any(FILLED_IN_BY_CLIENT in text for text in (*server.words, *server.environ.values(), server.cwd or "")):
         yield note(Check.HANDSHAKE, f"{server.label}: only its client can start it (it fills in variables)")
         return
-    kept = {name: value for name, value in environ.items() if not name.startswith("KM_")}
-    yield from judge_outcome(server, try_server(server.words, {**kept, **server.environ}, server.cwd))
+    yield from judge_outcome(server, try_server(server.words, {**environ, **server.environ}, server.cwd))
 
 
 def judge_outcome(server: Server, outcome: Outcome) -> Iterator[Finding]:

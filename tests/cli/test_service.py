@@ -127,6 +127,18 @@ def test_systemd_takes_over_from_a_kmd_that_was_started_by_hand(tmp_path: Path) 
             by_hand.wait()
 
 
+def test_of_two_that_could_start_it_the_one_chosen_last_does(tmp_path: Path) -> None:
+    with user_systemd(tmp_path) as environ:
+        kmctl(environ, "service", "install", "--manager", "km")
+        autostart = Path(environ["HOME"]) / ".kilometers" / "kmd.autostart"
+        assert autostart.exists()
+        assert as_json(environ, "service", "install")["manager"] == "systemd"
+        assert not autostart.exists()
+        assert as_json(environ, "service", "install", "--manager", "km")["manager"] == "km"
+        assert service_state(environ)["manager"] == "km"
+        kmctl(environ, "service", "remove")
+
+
 def test_systemd_starts_it_again_when_it_dies_and_nothing_is_lost(tmp_path: Path) -> None:
     with user_systemd(tmp_path) as environ:
         pid = as_json(environ, "service", "install")["pid"]

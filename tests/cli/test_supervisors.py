@@ -161,7 +161,7 @@ def test_windows_task() -> None:
     assert task.tag == f"{{{NAMESPACE}}}Task"
     assert find(task, "UserId") == ["me", "me"]
     assert find(task, "Command") == [r"C:\Users\me\a b\pythonw.exe"]
-    assert find(task, "Arguments") == ['-P -m kmd --home "C:\\k m\\\\" --log-file /u/state/kmd.log']
+    assert find(task, "Arguments") == [f'-P -m kmd --home "C:\\k m\\\\" --log-file {ONE.log_file}']
     assert find(task, "ExecutionTimeLimit") == ["PT0S"]  # the default ends it after three days
     assert find(task, "DisallowStartIfOnBatteries") == ["false"]
     ran = words(supervisor.plan_install(ONE))
