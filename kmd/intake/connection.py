@@ -83,6 +83,7 @@ class Connection:
             if taken.bye is not None:
                 await self._send_all(render_head(BYE, NO_STREAM, 0, 0, b""))
                 return
+            taken = Taken()  # what was committed must not stay in memory while the relay is silent
             chunk = await self._receive()
             if chunk == b"":
                 await self._intake.commit(self._intake.release())

@@ -7,10 +7,13 @@ import structlog
 import trio
 
 from kmd.errors import OutboxError
+from kmd.memory import give_back_memory
 from kmd.outbox.room import Room
 
 GATHER_S = 1.0
 """After a commit: how long until the bounds are looked at."""
+QUIET_S = 3.0
+"""Without a commit: then memory is given back, once. Under traffic it would only be asked for again."""
 LOOK_EVERY_S = 3600.0
 """Age does not wait for commits."""
 
@@ -42,8 +45,9 @@ class Housekeeper:
                 await self._keep_house()
             except OutboxError as exc:
                 log.warning("housekeeping failed", error=str(exc), hint=exc.hint)
-            with trio.move_on_after(LOOK_EVERY_S):
-                await self._wake.wait()
+            if await self._rest(QUIET_S):
+                await trio.to_thread.run_sync(give_back_memory)
+                await self._rest(LOOK_EVERY_S)
             await trio.sleep(GATHER_S)
 
     async def _keep_house(self) -> None:
@@ -58,3 +62,10 @@ class Housekeeper:
             pass
         await trio.to_thread.run_sync(self._room.fold_log, limiter=limiter)
         await trio.to_thread.run_sync(self._room.make_ballast)
+
+    async def _rest(self, duration_s: float) -> bool:
+        """Whether *duration_s* seconds have passed without a commit."""
+        with trio.move_on_after(duration_s):
+            await self._wake.wait()
+            return False
+        return True

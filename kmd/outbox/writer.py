@@ -71,7 +71,7 @@ class Writer:
             await self._commit_group([pending.intake for pending in group])
             for pending in group:
                 pending.durable.set()
-            del first, group  # or what was committed would stay in memory until the next commit
+            del first, group, pending  # or what was committed would stay in memory until the next commit
             self._committed()
 
     async def _commit_group(self, intakes: list[Intake]) -> None:

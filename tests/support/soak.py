@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kmd.outbox.housekeeping import GATHER_S, QUIET_S
 from tests.support.processes import (
     Running,
     ask,
@@ -33,6 +34,8 @@ from tests.support.raw_relay import RawRelay, session_name
 WARM_UP = 12
 """Waves before which caches and allocators have not settled."""
 GROWTH_MAX_MIB = 6.0
+REST_S = GATHER_S + QUIET_S + 1.0
+"""After a wave, until kmd has kept house and given its free memory back."""
 SESSIONS = 8
 LARGE_BYTES = 2 << 20
 CALL = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"echo","arguments":{"n":%d}}}\n'
@@ -161,6 +164,7 @@ def run_session(home: Path, number: int, *, is_large: bool, breaks_off: bool) ->
 def sample_at_rest(home: Path, kmd: Running) -> Sample:
     """Once nobody is connected and two samples in a row agree on the open files."""
     wait_for(lambda: not read_status(home)["sessions"], "the sessions to end")
+    time.sleep(REST_S)
 
     def at_rest() -> Sample | None:
         before = read_sample(kmd.process.pid)
