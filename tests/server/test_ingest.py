@@ -11,10 +11,12 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from km_server.ingest.check import AHEAD_MAX_NS
+from km_server.ingest import check
+from km_server.ingest.check import AHEAD_MAX_NS, BatchBounds
+from km_server.store.values import Arrival
 
 from kmd.mcp.names import Kind, Stream
-from kmd.wire import BATCH_MAX_EVENTS, OFFSET_MAX, Receipt, Single, payload_fields
+from kmd.wire import BATCH_MAX_EVENTS, OFFSET_MAX, Event, Receipt, Single, payload_fields
 from tests.server.clients import NOW_NS, Api, ask_file, make_batch, make_event, make_session
 from tests.server.conftest import Served
 
@@ -237,3 +239,49 @@ def test_payloads_come_back_as_the_bytes_that_crossed(other_api: Api, payloads: 
         for item in reversed(items)
     ]
     assert found == payloads
+
+
+@given(
+    events=st.lists(
+        st.builds(
+            lambda number, payload, **fields: make_event(number, payload=payload, **fields),
+            number=st.integers(0, 5),
+            payload=st.none() | st.text(max_size=8),
+            size_bytes=st.integers(0, 8),
+            truncated=st.booleans(),
+            sha256=st.sampled_from([None, "ab" * 32, "AB" * 32]),
+            at_ns=st.sampled_from([0, NOW_NS, NOW_NS + 3 * 24 * 3600 * 10**9]),
+        ),
+        max_size=5,
+    )
+)
+def test_the_short_way_judges_as_the_long_one(events: list[Event]) -> None:
+    body = msgspec.json.encode(make_batch(events))
+    bounds = BatchBounds(1000, 2**20)
+    envelope = check.DECODE_BATCH.decode(body)
+    long = check.check_envelope(envelope, body, NOW_NS, bounds)
+    short = check.parse_plain(body, NOW_NS, bounds)
+    if short is not None:
+        assert short.sessions == long.sessions
+        assert [as_told(one) for one in short.judged] == [as_told(one) for one in long.judged]
+    assert (short is None) == (b"\\u0000" in body)
+
+
+def as_told(judged: Arrival | str) -> object:
+    return judged if isinstance(judged, str) else (msgspec.to_builtins(judged.event), judged.payload, judged.risk)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": 2},
+        {"new": 1},
+        {"sessions": [{"session": "s1", "name": "files", "new": 1}]},
+        {"events": [{"session": 1}]},
+    ],
+)
+def test_what_is_unusual_goes_the_long_way(change: dict[str, object]) -> None:
+    whole = {**json.loads(msgspec.json.encode(make_batch([make_event(1)]))), **change}
+    assert check.parse_plain(json.dumps(whole).encode(), NOW_NS, BatchBounds(1000, 2**20)) is None
+    assert check.parse_plain(msgspec.json.encode(make_batch([make_event(1)])), NOW_NS, BatchBounds(1000, 50)) is None
+    assert check.parse_plain(msgspec.json.encode(make_batch([make_event(1)])), NOW_NS, BatchBounds(0, 2**20)) is None

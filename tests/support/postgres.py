@@ -137,6 +137,18 @@ class Cluster:
             self.process.wait()
         self.process = None
 
+    def start_again(self) -> None:
+        """After a kill: what is left of the old server has to end first."""
+
+        def started() -> bool:
+            try:
+                self.start()
+            except RuntimeError:
+                return False
+            return True
+
+        wait_for(started, "PostgreSQL to start again", 60)
+
     def ask(self, question: str, url: str = "") -> list[tuple[Any, ...]]:
         """One statement, as the superuser unless *url* says otherwise."""
 

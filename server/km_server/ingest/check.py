@@ -93,6 +93,21 @@ class BatchBody(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[BoundedEvent, ...] = ()
 
 
+class PlainSession(BoundedSession, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A session without a field that nobody knows."""
+
+
+class PlainBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A BatchBody in which nothing is unknown and nothing out of bounds: what kmd of this version sends."""
+
+    schema: int = SCHEMA
+    batch_id: BatchId
+    sent_by: SenderName = ""
+    lost_events: Count = 0
+    sessions: tuple[PlainSession, ...] = ()
+    events: tuple[StrictEvent, ...] = ()
+
+
 class SingleBody(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a single event: a batch of one."""
 
@@ -171,6 +186,7 @@ class CheckedBatch:
         return [one for one in self.judged if isinstance(one, Arrival)]
 
 
+DECODE_PLAIN = msgspec.json.Decoder(PlainBatch)
 DECODE_BATCH = msgspec.json.Decoder(Envelope)
 DECODE_SINGLE = msgspec.json.Decoder(SingleEnvelope)
 DECODE_SCHEMA = msgspec.json.Decoder(SchemaOnly)
@@ -183,12 +199,32 @@ DECODE_NAME = msgspec.json.Decoder(NameOnly)
 
 def parse_batch(body: bytes, now_ns: int, bounds: BatchBounds) -> CheckedBatch:
     """Check the body of a batch. Raises ApiError: 400 when it is none, 413 when it holds too many events."""
+    if (plain := parse_plain(body, now_ns, bounds)) is not None:
+        return plain
     try:
         envelope = DECODE_BATCH.decode(body)
     except (ValueError, RecursionError) as exc:
         raise not_understood(body, exc) from None
     refuse_deep(body)
     return check_envelope(envelope, body, now_ns, bounds)
+
+
+def parse_plain(body: bytes, now_ns: int, bounds: BatchBounds) -> CheckedBatch | None:
+    """
+    Check a batch in one go, at half the cost; None: something about it has to be looked at piece by piece.
+
+    What is returned is what the long way would have returned.
+    """
+    if len(body) > bounds.max_event_bytes or NUL_ESCAPE in body:
+        return None
+    try:
+        batch = DECODE_PLAIN.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    if batch.schema != SCHEMA or max(len(batch.events), len(batch.sessions)) > bounds.max_events:
+        return None
+    judged = tuple(judge_sound(event, now_ns) for event in batch.events)
+    return CheckedBatch(batch.batch_id, batch.sent_by, batch.lost_events, batch.sessions, judged)
 
 
 def parse_single(body: bytes, now_ns: int, bounds: BatchBounds) -> CheckedBatch:
@@ -304,7 +340,12 @@ def judge_event(raw: msgspec.Raw, refused_sessions: dict[str, str], now_ns: int,
         return f"not understood: {event}"
     if isinstance(extra, str):
         return extra
-    if reason := refused_sessions.get(event.session) or event_problem(event, now_ns):
+    return refused_sessions.get(event.session) or judge_sound(event, now_ns, extra)
+
+
+def judge_sound(event: BoundedEvent, now_ns: int, extra: bytes | None = None) -> Arrival | str:
+    """An event whose fields are within their bounds, ready to be stored, or the reason against it."""
+    if reason := event_problem(event, now_ns):
         return reason
     try:
         payload = payload_bytes(event)

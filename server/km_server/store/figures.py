@@ -42,17 +42,26 @@ def widths_within(bucket_minutes: int | None) -> list[int]:
 
 
 def rows_of(
-    table: str, columns: str, tenant_id: int, query: StatsQuery, pieces: Sequence[Piece], values: Values
+    table: str,
+    columns: str,
+    tenant_id: int,
+    query: StatsQuery,
+    pieces: Sequence[Piece],
+    values: Values,
+    *,
+    named: bool = False,
 ) -> str:
-    """A subquery: the rollup rows of the pieces that the query does not filter out, as `r`."""
+    """A subquery: the rollup rows of the pieces that the query does not filter out, as `r`; *named*: and `n`."""
     parts = []
     for piece in pieces or [NOWHERE]:
         tenant, width, first, end = (values.mark(value) for value in (tenant_id, *piece))
         where = f"tenant_id = {tenant} AND width = {width} AND start >= {first} AND start < {end}"
         parts.append(f"SELECT start, series_id, {columns} FROM {table} WHERE {where}")
-    rows = f"({' UNION ALL '.join(parts)}) r JOIN series n ON n.id = r.series_id"
+    rows = f"({' UNION ALL '.join(parts)}) r"
     wanted = {"n.server": query.server, "n.method": query.method, "n.target": query.target}
     given = {column: value for column, value in wanted.items() if value is not None}
+    if given or named:
+        rows += " JOIN series n ON n.id = r.series_id"
     return rows + "".join(f" AND {column} = {values.mark(value)}" for column, value in given.items())
 
 
@@ -73,13 +82,14 @@ def read_groups(tenant_id: int, query: StatsQuery, pieces: Sequence[Piece]) -> A
     columns = ", ".join(f"n.{dimension}" for dimension in query.group_by)
     names = ", ".join(query.group_by)
     values = Values()
-    source = rows_of("rollups", NAMES, tenant_id, query, pieces, values)
+    source = rows_of("rollups", NAMES, tenant_id, query, pieces, values, named=True)
     grouped = f"SELECT {columns}, sum(messages) AS busy, {SUMS} FROM {source} GROUP BY {columns}"
     rows = yield values.question(
         f"SELECT count(*) OVER (), g.* FROM ({grouped}) g ORDER BY busy DESC, {names} LIMIT {values.mark(GROUPS_MAX)}"
     )
     depth = len(query.group_by)
-    latencies = yield from read_group_latencies(tenant_id, query, pieces)
+    omitted = (rows[0][0] - len(rows)) if rows else 0
+    latencies = yield from read_group_latencies(tenant_id, query, pieces, only_top=omitted > 0)
     groups = [
         Group(
             series_of(query.group_by, row[1 : 1 + depth]),
@@ -88,23 +98,28 @@ def read_groups(tenant_id: int, query: StatsQuery, pieces: Sequence[Piece]) -> A
         )
         for row in rows
     ]
-    return groups, (rows[0][0] - len(groups)) if rows else 0
+    return groups, omitted
 
 
 def read_group_latencies(
-    tenant_id: int, query: StatsQuery, pieces: Sequence[Piece]
+    tenant_id: int, query: StatsQuery, pieces: Sequence[Piece], *, only_top: bool
 ) -> Asking[dict[tuple[str, ...], dict[int, int]]]:
-    """Answers per bucket of the busiest groups (chosen as read_groups does)."""
+    """Answers per bucket of all groups, or of the busiest ones (chosen as read_groups does)."""
     columns = ", ".join(f"n.{dimension}" for dimension in query.group_by)
     names = ", ".join(query.group_by)
     values = Values()
-    source = rows_of("rollups", "messages", tenant_id, query, pieces, values)
-    top = f"SELECT {columns} FROM {source} GROUP BY {columns} ORDER BY sum(messages) DESC, {columns}"
-    top += f" LIMIT {values.mark(GROUPS_MAX)}"
+    where = ""
+    if only_top:
+        source = rows_of("rollups", "messages", tenant_id, query, pieces, values, named=True)
+        top = f"SELECT {columns} FROM {source} GROUP BY {columns} ORDER BY sum(messages) DESC, {columns}"
+        top += f" LIMIT {values.mark(GROUPS_MAX)}"
+        where = f" WHERE ({columns}) IN (SELECT {names} FROM ({top}) top)"
     source = rows_of("latencies", "bucket, answers", tenant_id, query, pieces, values)
+    # First by number, then by name: most rows are gone before a text is compared.
+    summed = f"SELECT r.series_id, r.bucket, CAST(sum(r.answers) AS BIGINT) AS answers FROM {source} GROUP BY 1, 2"
     rows = yield values.question(
-        f"SELECT {columns}, r.bucket, CAST(sum(r.answers) AS BIGINT) FROM {source}"
-        f" WHERE ({columns}) IN (SELECT {names} FROM ({top}) top) GROUP BY {columns}, r.bucket"
+        f"SELECT {columns}, g.bucket, CAST(sum(g.answers) AS BIGINT) FROM ({summed}) g"
+        f" JOIN series n ON n.id = g.series_id{where} GROUP BY {columns}, g.bucket"
     )
     found: dict[tuple[str, ...], dict[int, int]] = {}
     for *group, bucket, answers in rows:

@@ -1,8 +1,8 @@
 """
 Questions to a store that has grown: the same ones to 100 thousand events and to ten million, in turns.
 
-Both are spread over the same 60 days and 200 series. The events are made by PostgreSQL itself; their figures by
-km-server's own rebuilding, so that what is asked is what the server would have.
+Both are spread over the same 60 days and 200 series; the durations of one series lie within a factor of 1.8. The events
+are made by PostgreSQL itself; their figures by km-server's own rebuilding, so that what is asked is what it would have.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ FILL = """
 INSERT INTO events (id, tenant_id, session_id, position, member, series_id, at_ns, size_bytes, took_ns, day, stream,
     bucket, truncated, packed, kind, method, target, rpc_id, outcome, payload)
 SELECT g, 1, 1 + g / 1000, g * 100, 0, 1 + g % 200, at_ns, 200, CASE WHEN g % 2 = 1 THEN 5000000 END,
-    at_ns / 86400000000000, g % 2, CASE WHEN g % 2 = 1 THEN 250 + g % 97 END, 0, 0,
+    at_ns / 86400000000000, g % 2, CASE WHEN g % 2 = 1 THEN 250 + g % 200 + g / 200 % 12 END, 0, 0,
     CASE WHEN g % 2 = 1 THEN 'response' ELSE 'request' END, 'method' || g % 200 % 4, 'target' || g % 200 / 4 % 5,
     g::text, CASE WHEN g % 2 = 1 THEN 'ok' END, convert_to(repeat(md5(g::text), 4), 'UTF8')
 FROM (SELECT g, $3::bigint + g / 1000 * 1000 * $4::bigint + g % 1000 * 1000000 AS at_ns
@@ -55,7 +55,7 @@ Ask = Callable[[], httpx.Response]
 def measure_questions(section: Section, folder: Path, events: int, rounds: int) -> None:
     """The same questions to both, in turns; p95 of each kind."""
     with running_postgres(FAST) as cluster:
-        small, large = (asyncio.run(grow(cluster, count)) for count in (SMALL_EVENTS, events))
+        small, large = (grow(cluster, count) for count in (SMALL_EVENTS, events))
         with (
             running_server(folder / "small.db", database_url=small) as first,
             running_server(folder / "large.db", database_url=large) as second,
@@ -112,9 +112,15 @@ def ask_in_turns(
     return took
 
 
-async def grow(cluster: Cluster, events: int) -> str:
+def grow(cluster: Cluster, events: int) -> str:
     """A database with so many events of one tenant. Returns its URL."""
     url = cluster.new_database()
+    asyncio.run(fill(cluster, url, events))
+    return url
+
+
+async def fill(cluster: Cluster, url: str, events: int) -> None:
+    """Make the events, and have the server count them."""
     begin_ns = time.time_ns() - DAYS * DAY_NS
     gap_ns = DAYS * DAY_NS // events
     async with open_store(url) as store:
@@ -123,7 +129,8 @@ async def grow(cluster: Cluster, events: int) -> str:
     try:
         first = week_of(begin_ns // DAY_NS).first
         for number in range(DAYS // 7 + 1):
-            await make_partition(connection, Week(first + 7 * number))
+            async with connection.transaction():
+                await make_partition(connection, Week(first + 7 * number))
         await connection.execute(FILL_SERIES)
         await connection.execute(FILL_SESSIONS, events // SESSION_EVENTS, begin_ns, gap_ns)
         with Progress(transient=True) as progress:
@@ -143,4 +150,3 @@ async def grow(cluster: Cluster, events: int) -> str:
     connection = await asyncpg.connect(cluster.as_superuser(url), command_timeout=600)
     await connection.execute("VACUUM ANALYZE")
     await connection.close()
-    return url

@@ -2,8 +2,9 @@
 km-server: ingestion against each store's own bulk load of the same rows, batch latency, and questions as data grows.
 
 Eight clients send ready-made bodies, so that what is measured is the server and not the making of traffic. The bare
-loop writes the very rows that the server wrote, with the same schema, indexes and durability: `executemany` for
-SQLite, COPY for PostgreSQL, ROWS_PER_COMMIT to a transaction. PostgreSQL is a throw-away server with fsync on.
+loop writes the very rows that the server wrote, with the same schema, indexes and durability, ROWS_PER_COMMIT to a
+transaction: `executemany` for SQLite, COPY → temporary table → INSERT … ON CONFLICT DO
+NOTHING for PostgreSQL, a throw-away server with fsync on.
 """
 
 import asyncio
@@ -63,6 +64,7 @@ class Place:
     name: str
     make: Callable[[], str]
     bulk_load: Callable[[str, str], float]
+    bare_copy: Callable[[str, str], float] | None = None
 
 
 def measure_server(options: Options) -> Section:
@@ -83,7 +85,12 @@ def list_places(folder: Path, cluster: Cluster) -> list[Place]:
 
     return [
         Place("SQLite", make_file, load_sqlite),
-        Place("PostgreSQL", cluster.new_database, partial(load_postgres, cluster)),
+        Place(
+            "PostgreSQL",
+            cluster.new_database,
+            partial(load_postgres, cluster),
+            partial(load_postgres, cluster, deduplicate=False),
+        ),
     ]
 
 
@@ -164,16 +171,20 @@ def serving(database_url: str, folder: Path) -> Iterator[tuple[str, str]]:
 def measure_ingest(section: Section, effort: Effort, place: Place, folder: Path) -> None:
     """The server and the bare loop in turn, each on a new store."""
     bodies = make_bodies(effort.events, BATCH_EVENTS)
-    served, bare = [], []
+    served, bare, copied = [], [], []
     for _ in range(effort.rounds):
         source, target = place.make(), place.make()
         with serving(source, folder) as (url, key):
             seconds, _ = send_all(url, key, bodies)
         served.append(effort.events / seconds)
         bare.append(effort.events / place.bulk_load(source, target))
+        if place.bare_copy is not None:
+            copied.append(effort.events / place.bare_copy(source, place.make()))
     ratio = statistics.median(s / b for s, b in zip(served, bare, strict=True))
     rows: list[tuple[str | float, ...]] = [("km-server", min(served), statistics.median(served), max(served))]
     rows.append(("bulk load", min(bare), statistics.median(bare), max(bare)))
+    if copied:
+        rows.append(("bare COPY, which takes no duplicate", min(copied), statistics.median(copied), max(copied)))
     columns = ("", "min", "median", "max")
     section.sheets.append(
         Sheet(f"{place.name}: events per second, batches of {BATCH_EVENTS}, 8 clients", columns, rows)
@@ -201,7 +212,7 @@ def load_sqlite(source: str, target: str) -> float:
     old.close()
     new = open_writer(Path(target.removeprefix("sqlite:///")))
     new.execute("PRAGMA foreign_keys = OFF")
-    insert = f"INSERT INTO events ({columns}) VALUES ({', '.join('?' * len(rows[0]))})"  # noqa: S608 - constants
+    insert = f"INSERT INTO events ({columns}) VALUES ({', '.join('?' * len(rows[0]))}) ON CONFLICT DO NOTHING"  # noqa: S608 - constants
     began = time.perf_counter()
     for start in range(0, len(rows), ROWS_PER_COMMIT):
         with transaction(new):
@@ -211,21 +222,36 @@ def load_sqlite(source: str, target: str) -> float:
     return seconds
 
 
-def load_postgres(cluster: Cluster, source: str, target: str) -> float:
-    """The rows of one database into another by COPY; seconds. (By the superuser: COPY is not for bound roles.)"""
+def load_postgres(cluster: Cluster, source: str, target: str, *, deduplicate: bool = True) -> float:
+    """
+    The rows of one database into another; seconds.
+
+    deduplicate: by COPY into a temporary table and INSERT … ON CONFLICT DO NOTHING, which is PostgreSQL's bulk load for
+    rows that may come twice. Else by bare COPY, which fails on the first one. (By the superuser: COPY is not for roles
+    that row-level security binds.)
+    """
 
     async def run() -> float:
         async with open_store(target):
             pass  # makes the schema and the partitions
         columns = ("tenant_id", *COLUMN_NAMES)
+        names = ", ".join(columns)
         old = await asyncpg.connect(cluster.as_superuser(source))
-        rows = [tuple(row) for row in await old.fetch(f"SELECT {', '.join(columns)} FROM events ORDER BY id")]  # noqa: S608 - constants
+        rows = [tuple(row) for row in await old.fetch(f"SELECT {names} FROM events ORDER BY id")]  # noqa: S608 - constants
         await old.close()
         new = await asyncpg.connect(cluster.as_superuser(target))
+        await new.execute("CREATE TEMP TABLE incoming (LIKE events) ON COMMIT DELETE ROWS")
         began = time.perf_counter()
         for start in range(0, len(rows), ROWS_PER_COMMIT):
             part = rows[start : start + ROWS_PER_COMMIT]
-            await new.copy_records_to_table("events", records=part, columns=columns)
+            async with new.transaction():
+                table = "incoming" if deduplicate else "events"
+                await new.copy_records_to_table(table, records=part, columns=columns)
+                if deduplicate:
+                    await new.fetch(
+                        f"INSERT INTO events ({names}) SELECT {names} FROM incoming"  # noqa: S608 - constants
+                        " ON CONFLICT DO NOTHING RETURNING id"
+                    )
         seconds = time.perf_counter() - began
         await new.close()
         return seconds

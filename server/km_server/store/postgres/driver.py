@@ -8,7 +8,7 @@ time-outs, locks) is set with it and ends with it. asyncpg has no types: connect
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -42,14 +42,15 @@ ATTEMPTS = 4
 """Of a transaction that met another one (deadlock, serialization): the second try usually passes."""
 
 AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
-AWAY = (
+LINE_BROKE = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what the library says of a line that broke in the middle of an answer
     OSError,
+    TimeoutError,
 )
+AWAY = (asyncpg.CannotConnectNowError, asyncpg.InterfaceError, *LINE_BROKE)
 FULL = (asyncpg.InsufficientResourcesError,)
 SHUT = (
     asyncpg.InvalidAuthorizationSpecificationError,
@@ -57,7 +58,7 @@ SHUT = (
     asyncpg.InsufficientPrivilegeError,
 )
 SLOW = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
-KNOWN = (*AGAIN, *AWAY, *FULL, *SHUT, *SLOW, TimeoutError)
+KNOWN = (*AGAIN, *AWAY, *FULL, *SHUT, *SLOW)
 
 
 def translate(error: Exception) -> StoreError:
@@ -110,7 +111,7 @@ async def open_pool(database_url: str) -> AsyncIterator[Any]:
         try:
             async with asyncio.timeout(CONNECT_S):
                 await pool.close()
-        except (TimeoutError, *AWAY):
+        except AWAY:
             pool.terminate()
 
 
@@ -129,6 +130,8 @@ class Terms:
         return (
             f"BEGIN {self.begin}; SELECT set_config('km.tenant_id', '{tenant}', true),"
             f" set_config('statement_timeout', '{self.statement_ms}', true),"
+            # compiling a question takes longer than any of ours should
+            " set_config('jit', 'off', true),"
             f" set_config('lock_timeout', '{LOCK_MS}', true),"
             # a server process that stops in the middle must not keep its locks
             f" set_config('idle_in_transaction_session_timeout', '{self.statement_ms}', true);{self.more}"
@@ -143,11 +146,25 @@ async def transaction(pool: Any, terms: Terms) -> AsyncIterator[Any]:
             await connection.execute(terms.render())
             yield connection
             await connection.execute("COMMIT")
-        except BaseException:
-            with suppress(*KNOWN):
-                if connection.is_in_transaction():
-                    await connection.execute("ROLLBACK")
+        except BaseException as exc:
+            await abandon(connection, exc)
             raise
+
+
+async def abandon(connection: Any, error: BaseException) -> None:
+    """
+    Roll back; or let go of a connection of which nobody can tell in what state it is, so that it is not used again.
+
+    It is known when PostgreSQL itself has said what was wrong, or when the error is our own; not when the line broke.
+    """
+    if isinstance(error, LINE_BROKE):
+        connection.terminate()
+        return
+    try:
+        if connection.is_in_transaction():
+            await connection.execute("ROLLBACK")
+    except KNOWN:
+        connection.terminate()
 
 
 async def answer(connection: Any, asking: Asking[T]) -> T:

@@ -7,7 +7,7 @@ other crosswise: all of them lock in the same order (the tenant's lock, known se
 events by key, rollups by key).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from km_server.store.counting import CREATE_FRESH, STREAM_CODES, count_fresh
 from km_server.store.fate import UNKNOWN_SESSION
 from km_server.store.histogram import bucket_of
 from km_server.store.judge import ACCEPTED, DUPLICATE, Offer, merge
-from km_server.store.payload import pack
+from km_server.store.payload import open_packer, pack
 from km_server.store.postgres.driver import STATEMENT_MS, Terms, answer, transaction
 from km_server.store.postgres.migrate import LOCK_CLASS
 from km_server.store.removal import count_refusals
@@ -74,17 +74,18 @@ class Parcel:
 def prepare(offer: Offer) -> Parcel:
     """Prepare the rows of a batch: the work that needs no database, while that is busy with others."""
     rows: list[Prepared | None] = [None] * len(offer.arrivals)
+    compress = open_packer()
     for places in offer.places.values():
         for place in places:
-            rows[place] = prepare_row(offer.arrivals[place])
+            rows[place] = prepare_row(offer.arrivals[place], compress)
     return Parcel(offer, rows)
 
 
-def prepare_row(arrival: Arrival) -> Prepared:
+def prepare_row(arrival: Arrival, compress: Callable[[bytes], bytes]) -> Prepared:
     """The event's own cells, in the order of COLUMNS. (`_value_`: a StrEnum's own text, without a call.)"""
     event = arrival.event
     took_ns = event.took_ns
-    packed, payload = pack(arrival.payload)
+    packed, payload = pack(arrival.payload, compress)
     cells = (
         event.offset,
         event.index,

@@ -20,7 +20,10 @@ from km_server.store.postgres.load import SERIES_KEPT, Load, Parcel, SeriesIds, 
 from kmd.wire import Verdict
 
 WRITERS = 2
-"""The second one helps only when a full transaction waits: small ones side by side cost more than a larger one."""
+"""While PostgreSQL works for one, the other gets the next rows there. More would only wait for each other."""
+
+MORE_FROM_EVENTS = 1_000
+"""Waiting events for which the second writer begins while the first one is busy."""
 
 QUEUE_MAX_JOBS = 256
 """Requests that may wait."""
@@ -95,7 +98,7 @@ class Loader:
         """
         The oldest job and, of those behind it, what is of the same tenant; nothing if who is busy can take it next.
         """
-        if self._busy and self._weight < GROUP_MAX_EVENTS:
+        if self._busy and self._weight < MORE_FROM_EVENTS:
             return []
         group: list[Job] = []
         others: deque[Job] = deque()
