@@ -1,6 +1,6 @@
 """An outbox of an older kmd is upgraded with everything in it, whole or not at all wherever the upgrade is cut off."""
 
-import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pysqlite3
@@ -82,4 +82,5 @@ def test_an_upgrade_that_is_cut_off_is_whole_or_not_there_and_the_next_one_finis
         connection.set_trace_callback(None)
         connection.close()
     check(path)
-    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with closing(connect(path)) as upgraded:
+        assert upgraded.execute("PRAGMA integrity_check").fetchone() == ("ok",)
