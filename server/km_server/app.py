@@ -104,13 +104,22 @@ async def serve(config: ServerConfig, listening: socket.socket, announce: Callab
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="km-server-prepare"))
+
+    def end(*_: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
+
+    # Not add_signal_handler: the loop would give the signals back as it closes, and so would the interpreter as it
+    # ends: a second one would kill the process on its way out.
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        signal.signal(number, end)
     async with serving(create_app(config, rates), listening):
         log.info("started", version=read_version(), pid=os.getpid())
         announce()
         await stop.wait()
         log.info("stopping")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     log.info("stopped")
 
 

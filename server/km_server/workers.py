@@ -95,6 +95,8 @@ class Crew:
                 self._reap(told, alive, kept)
             for end in (heard, told, alive, kept):
                 os.close(end)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)  # one that comes now must not spoil the exit status
 
     def _start(self, told: int, alive: int, kept: int) -> None:
         pid = os.fork()

@@ -3,9 +3,10 @@
 import json
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -244,6 +245,19 @@ def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path, number: 
     assert b"Connection: close" in answer
     assert b'"accepted"' in answer
     assert ask_file(database, "SELECT count(*) FROM events") == [(1,)]
+    assert "Traceback" not in running.log.read_text()
+
+
+def test_signals_that_come_again_do_not_disturb_the_end(tmp_path: Path) -> None:
+    """Sent until the process is gone, to every moment of its end."""
+    running = start_server(tmp_path / "server.db")
+    for _ in range(10_000):
+        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            running.process.wait(0.003)
+            break
+    assert running.stop() == 0
     assert "Traceback" not in running.log.read_text()
 
 
