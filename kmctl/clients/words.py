@@ -76,6 +76,7 @@ def read_wrapped(words: Sequence[str]) -> Wrapped | None:
     if not start:
         return None
     place = start
+    end = list(words).index("--") if start > 1 and "--" in words else None
     options: dict[str, str] = {}
     kept: list[str] = []
     while place < len(words) and words[place].startswith("-") and words[place] != "--":
@@ -88,6 +89,9 @@ def read_wrapped(words: Sequence[str]) -> Wrapped | None:
             options[option] = value
         elif option in FLAG_OPTIONS:
             kept.append(words[place - 1])
+        elif end is not None:  # of a newer version: what stands before `--` behind our own file is ours
+            kept += words[place - 1 : end]
+            place = end
         else:
             return None
     dashes = place < len(words) and words[place] == "--"

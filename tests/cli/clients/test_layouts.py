@@ -48,19 +48,19 @@ def check(text: str, servers: list[Server], form: Format) -> None:
     assert said == {server.name: [resolve_command(server.command, FOUND), *(server.args or ())] for server in servers}
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(json_files())
 def test_json(drawn: tuple[str, list[Server]]) -> None:
     check(*drawn, Format.JSON)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(toml_files())
 def test_toml(drawn: tuple[str, list[Server]]) -> None:
     check(*drawn, Format.TOML)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(yaml_files())
 def test_yaml(drawn: tuple[str, list[Server]]) -> None:
     check(*drawn, Format.YAML)
