@@ -205,7 +205,7 @@ def running_postgres(settings: Sequence[str] = FAST) -> Iterator[Cluster]:
             make_owner(cluster)
             yield cluster
         finally:
-            cluster.stop()
+            cluster.stop(signal.SIGQUIT)  # at once: nothing of it is kept
 
 
 def give_up(reason: str) -> NoReturn:
