@@ -1,8 +1,9 @@
 """
 Records: what a relay tells kmd, over the socket and in a spool file alike.
 
-A record is a fixed header and a body. HELLO opens a session; DATA carries bytes of one stream and the offset
-of the first; GAP says that bytes from an offset on were skipped, and how many; BYE closes the session.
+A record is a fixed header and a body. HELLO opens a session; DATA carries a chunk of one stream and the offset
+of its first byte; RUN carries many small chunks of all streams in the order in which they crossed; GAP says that
+bytes from an offset on were skipped, and how many; BYE closes the session.
 kmd answers WELCOME and ACK: for each stream the offset up to which everything is durable.
 The CRC-32 covers header and body, so a torn or altered record is found wherever it lay.
 Standard library only, and little of it: the relay imports this while the server starts beside it.
@@ -10,10 +11,12 @@ Standard library only, and little of it: the relay imports this while the server
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-PROTOCOL = 1
-HELLO, DATA, GAP, BYE, WELCOME, ACK = range(1, 7)
+PROTOCOL = 2
+PROTOCOLS = frozenset((1, 2))
+"""What a reader understands: 1 has no RUN."""
+HELLO, DATA, GAP, BYE, WELCOME, ACK, RUN = range(1, 8)
 
 TO_SERVER, TO_CLIENT, STDERR = range(3)
 """Stream numbers, in the order of kmd.mcp.names.Stream (which the shim must not import; a test compares)."""
@@ -31,8 +34,12 @@ _HEADER = struct.Struct("<BBHIQQ")
 _CRC = struct.Struct("<I")
 _LENGTH = struct.Struct("<Q")
 _OFFSETS = struct.Struct("<QQQ")
+_RUN_HEAD = struct.Struct("<IQQQ")
+"""How many chunks, and for each stream the offset of its first byte here."""
+_RUN_ENTRY_BYTES = 1 + 4 + 8
 CRC_OF_ALL, CRC_OF_HEAD = range(2)
-"""In files the CRC covers header and body. On a socket it need not: a chunk's would take as long as its copy."""
+"""In files the CRC covers header and body. On a socket it need not: a chunk's would take as long as its copy. In a
+file a large chunk may have the short kind at first; it is sealed when its relay leaves (see kmd.shim.spool)."""
 HEADER_BYTES = _HEADER.size + _CRC.size
 
 
@@ -41,11 +48,16 @@ class RecordError(ValueError):
 
 
 class Record:
-    """One record as read: `body` is the bytes of DATA, fields for HELLO and BYE, numbers for the rest."""
+    """
+    One record as read: `body` is the bytes of DATA, fields for HELLO and BYE, numbers for the rest.
 
-    __slots__ = ("at_ns", "body", "offset", "stream", "type")
+    is_sealed: whether the CRC covered the body.
+    """
 
-    def __init__(self, type: int, stream: int, offset: int, at_ns: int, body: bytes) -> None:  # noqa: A002
+    __slots__ = ("at_ns", "body", "is_sealed", "offset", "stream", "type")
+
+    def __init__(self, type: int, stream: int, offset: int, at_ns: int, body: bytes, *, is_sealed: bool) -> None:  # noqa: A002
+        self.is_sealed = is_sealed
         self.type = type
         self.stream = stream
         self.offset = offset
@@ -59,10 +71,51 @@ def render_head(type: int, stream: int, offset: int, at_ns: int, body: bytes) ->
     return head + _CRC.pack(zlib.crc32(body, zlib.crc32(head)))
 
 
-def render_light_head(type: int, stream: int, offset: int, at_ns: int, body: bytes) -> bytes:  # noqa: A002
-    """The same with a CRC over the header alone, for a socket: the kernel does not alter what it passes on."""
-    head = _HEADER.pack(type, stream, CRC_OF_HEAD, len(body), offset, at_ns)
+def render_light_head(type: int, stream: int, offset: int, at_ns: int, length: int) -> bytes:  # noqa: A002
+    """The header of a body of *length* bytes, with a CRC over the header alone."""
+    head = _HEADER.pack(type, stream, CRC_OF_HEAD, length, offset, at_ns)
     return head + _CRC.pack(zlib.crc32(head))
+
+
+def render_run(starts: Sequence[int], streams: bytes, lengths: Sequence[int], times_ns: Sequence[int]) -> bytes:
+    """
+    What goes before the chunks in a RUN's body.
+
+    starts: per stream the offset of its first byte. For each chunk in order: its stream, its length, when it crossed.
+    """
+    count = len(streams)
+    return b"".join(
+        (
+            _RUN_HEAD.pack(count, *starts),
+            streams,
+            struct.pack(f"<{count}I", *lengths),
+            struct.pack(f"<{count}Q", *times_ns),
+        )
+    )
+
+
+def parse_run(body: bytes) -> list[tuple[int, int, bytes, int]]:
+    """The chunks of a RUN: (stream, offset, bytes, Unix ns) each. Raises RecordError."""
+    if len(body) < _RUN_HEAD.size:
+        raise RecordError("a run without its head")
+    count, *ends = _RUN_HEAD.unpack_from(body)
+    table = _RUN_HEAD.size + count
+    at = _RUN_HEAD.size + count * _RUN_ENTRY_BYTES
+    if at > len(body):
+        raise RecordError("a run without its table")
+    streams = body[_RUN_HEAD.size : table]
+    lengths = struct.unpack_from(f"<{count}I", body, table)
+    times_ns = struct.unpack_from(f"<{count}Q", body, table + 4 * count)
+    if at + sum(lengths) != len(body) or max(streams, default=0) >= STREAMS or max(times_ns, default=0) > TIME_MAX_NS:
+        raise RecordError("a run that does not add up")
+    if max(ends) > POSITION_MAX:
+        raise RecordError("a run from beyond any stream")
+    chunks = []
+    for stream, length, at_ns in zip(streams, lengths, times_ns, strict=True):
+        chunks.append((stream, ends[stream], body[at : at + length], at_ns))
+        ends[stream] += length
+        at += length
+    return chunks
 
 
 def render_gap(length: int) -> bytes:
@@ -116,14 +169,16 @@ class RecordReader:
 
     With *salvage*, for spool files, damage is passed over up to the next record that holds together;
     `lost_bytes` counts what was passed over. Without it, for sockets, damage raises RecordError.
+    trusts_bodies: whether a body is believed that no CRC covers; no, for a file that a power loss may have torn.
     """
 
-    __slots__ = ("_buffer", "_salvage", "lost_bytes")
+    __slots__ = ("_buffer", "_salvage", "lost_bytes", "trusts_bodies")
 
     def __init__(self, *, salvage: bool = False) -> None:
         self._buffer = bytearray()
         self._salvage = salvage
         self.lost_bytes = 0
+        self.trusts_bodies = True
 
     def feed(self, chunk: bytes) -> Iterator[Record]:
         """Yield each record that *chunk* completes. Raises RecordError; the reader is of no use after that."""
@@ -153,7 +208,10 @@ class RecordReader:
                     self.lost_bytes += 1
                     continue
                 start += HEADER_BYTES + len(record.body)
-                yield record
+                if record.is_sealed or self.trusts_bodies:
+                    yield record
+                else:
+                    self.lost_bytes += HEADER_BYTES + len(record.body)
             if is_end:
                 self.lost_bytes += len(buffer) - start
                 start = len(buffer)
@@ -161,19 +219,43 @@ class RecordReader:
             del buffer[:start]
 
 
+class Head:
+    """A header as read: the record's numbers, what its CRC covers, and how long its body is."""
+
+    __slots__ = ("at_ns", "covers", "length", "offset", "stream", "type")
+
+    def __init__(self, type: int, stream: int, covers: int, length: int, offset: int, at_ns: int) -> None:  # noqa: A002
+        self.type = type
+        self.stream = stream
+        self.covers = covers
+        self.length = length
+        self.offset = offset
+        self.at_ns = at_ns
+
+
+def parse_head(buffer: bytes | bytearray, start: int = 0) -> Head:
+    """The header at *start*; its CRC is not looked at. Raises RecordError for numbers that no record has."""
+    try:
+        head = Head(*_HEADER.unpack_from(buffer, start))
+    except struct.error:
+        raise RecordError("a torn header") from None
+    if not HELLO <= head.type <= RUN or head.covers > CRC_OF_HEAD or head.length > BODY_MAX_BYTES:
+        raise RecordError("not a record")
+    if head.offset > POSITION_MAX or head.at_ns > TIME_MAX_NS:
+        raise RecordError("a record from beyond any stream or time")
+    return head
+
+
 def parse_record(buffer: bytearray, start: int) -> Record | None:
     """The record at *start*, where a whole header stands; None while its body is not there. Raises RecordError."""
-    type_, stream, covers, length, offset, at_ns = _HEADER.unpack_from(buffer, start)
-    if not HELLO <= type_ <= ACK or covers > CRC_OF_HEAD or length > BODY_MAX_BYTES:
-        raise RecordError("not a record")
-    if offset > POSITION_MAX or at_ns > TIME_MAX_NS:
-        raise RecordError("a record from beyond any stream or time")
+    head = parse_head(buffer, start)
     body_start = start + HEADER_BYTES
-    if body_start + length > len(buffer):
+    if body_start + head.length > len(buffer):
         return None
-    body = bytes(buffer[body_start : body_start + length])
+    body = bytes(memoryview(buffer)[body_start : body_start + head.length])
     (crc,) = _CRC.unpack_from(buffer, start + _HEADER.size)
     expected = zlib.crc32(buffer[start : start + _HEADER.size])
-    if crc != (expected if covers == CRC_OF_HEAD else zlib.crc32(body, expected)):
+    if crc != (expected if head.covers == CRC_OF_HEAD else zlib.crc32(body, expected)):
         raise RecordError("a record with a wrong CRC")
-    return Record(type_, stream, offset, at_ns, body)
+    is_sealed = head.covers == CRC_OF_ALL
+    return Record(head.type, head.stream, head.offset, head.at_ns, body, is_sealed=is_sealed)

@@ -20,7 +20,7 @@ import trio
 from kmd.errors import KilometersError
 from kmd.intake.session_intake import SessionIntake, parse_hello
 from kmd.intake.sessions import Sessions
-from kmd.record import HELLO, RecordError, RecordReader
+from kmd.record import HELLO, Record, RecordError, RecordReader, parse_fields
 
 LOOK_EARLY_S = (2.0, 5.0, 10.0)
 LOOK_EVERY_S = 20.0
@@ -29,6 +29,8 @@ GATHER_S = 0.5
 """Between the sign that a spool may have been left and the look: the relay may still be about to remove it."""
 READ_BYTES = 256 << 10
 SUFFIX = ".spool"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""The one that HELLO names (kmd.shim.relay.boot_id). Where there is none, only what a CRC covers is believed."""
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +127,12 @@ async def adopt(path: Path, descriptor: int, sessions: Sessions) -> None:
     if not records or records[0].type != HELLO:
         set_aside(path, "it does not begin with a hello" if chunk else "it is empty")
         return
-    async with sessions.enter(parse_hello(records.pop(0))) as (live, known):
+    hello = records.pop(0)
+    if not is_of_this_boot(hello):  # what was not sealed may have been torn by a power loss
+        reader = RecordReader(salvage=True)
+        reader.trusts_bodies = False
+        records = list(reader.feed(chunk))[1:]
+    async with sessions.enter(parse_hello(hello)) as (live, known):
         intake = SessionIntake(sessions, live, known)
         ended = False
         while chunk:
@@ -137,9 +144,17 @@ async def adopt(path: Path, descriptor: int, sessions: Sessions) -> None:
         taken = intake.take(records)
         await intake.commit(taken)
         if not ended and taken.bye is None:
-            await intake.commit(intake.finish())
+            await intake.commit(intake.abandon())
     await trio.Path(path).unlink()
     log.info("a spool was taken in", spool=path.name, lost_bytes=reader.lost_bytes)
+
+
+def is_of_this_boot(hello: Record) -> bool:
+    """Whether the machine has not been down since the relay began."""
+    try:
+        return parse_fields(hello.body).get("boot") == BOOT_ID.read_bytes().strip()
+    except OSError:
+        return False
 
 
 def set_aside(path: Path, why: str) -> None:

@@ -10,7 +10,20 @@ from kmd.mcp.names import Stream
 from kmd.mcp.row import SessionStart
 from kmd.outbox.outbox import Intake
 from kmd.outbox.sessions import KnownSession
-from kmd.record import BYE, DATA, GAP, POSITION_MAX, PROTOCOL, Record, RecordError, parse_fields, parse_gap
+from kmd.record import (
+    BYE,
+    DATA,
+    GAP,
+    POSITION_MAX,
+    PROTOCOL,
+    PROTOCOLS,
+    RUN,
+    Record,
+    RecordError,
+    parse_fields,
+    parse_gap,
+    parse_run,
+)
 
 NAME_MAX_CHARS = 256
 UNNAMED = "unnamed"
@@ -36,7 +49,7 @@ def parse_hello(record: Record) -> SessionStart:
         pid, started_at_ns = int(fields["pid"]), int(fields["started_at_ns"])
     except (KeyError, ValueError) as exc:
         raise RecordError("a hello that lacks something") from exc
-    if protocol != PROTOCOL:
+    if protocol not in PROTOCOLS:
         raise RecordError(f"protocol {protocol}, and this kmd speaks {PROTOCOL}: upgrade the older of the two")
     is_id = len(session) == 36 and all(char in "0123456789abcdef-" for char in session)
     if not is_id or not 0 <= started_at_ns < 2**63 or not 0 <= pid < 2**31:
@@ -82,10 +95,12 @@ class SessionIntake:
         """Feed records to the conversation. Raises RecordError on one that has no place here."""
         taken = Taken()
         for record in records:
-            if record.type == DATA and record.stream < len(STREAMS):
+            if record.type == RUN:
+                for number, offset, chunk, at_ns in parse_run(record.body):
+                    taken.messages += self._take_chunk(STREAMS[number], offset, chunk, at_ns)
+            elif record.type == DATA and record.stream < len(STREAMS):
                 stream = STREAMS[record.stream]
-                taken.messages += self._conversation.take_chunk(stream, record.offset, record.body, record.at_ns)
-                self._live.count(stream, len(record.body))
+                taken.messages += self._take_chunk(stream, record.offset, record.body, record.at_ns)
             elif record.type == GAP and record.stream < len(STREAMS):
                 self._conversation.take_gap(STREAMS[record.stream], record.offset, parse_gap(record.body))
             elif record.type == BYE:
@@ -95,13 +110,17 @@ class SessionIntake:
                 raise RecordError("a record that does not belong here")
         return taken
 
+    def _take_chunk(self, stream: Stream, offset: int, chunk: bytes, at_ns: int) -> list[Message]:
+        self._live.count(stream, len(chunk))
+        return self._conversation.take_chunk(stream, offset, chunk, at_ns)
+
     def release(self) -> Taken:
         """Hand out the answers whose request did not show up."""
         return Taken(self._conversation.release())
 
-    def finish(self) -> Taken:
-        """The relay is gone without a BYE and nothing more will come: hand out what is left."""
-        return Taken(self._conversation.finish({}))
+    def abandon(self) -> Taken:
+        """The relay is gone without a BYE and nothing more will come: hand out what is complete."""
+        return Taken(self._conversation.abandon())
 
     async def commit(self, taken: Taken) -> bool:
         """Make *taken* durable. Returns whether there was anything to commit."""

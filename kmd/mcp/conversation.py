@@ -64,6 +64,12 @@ class Conversation:
         """Nothing more comes for now: hand out the answers whose request did not show up."""
         return self._exchanges.release()
 
+    def abandon(self) -> list[Message]:
+        """The relay was killed: hand out what is complete. A cut line is no message; it counts as a gap."""
+        for assembler in self._assemblers.values():
+            assembler.abandon()
+        return self.release()
+
     def finish(self, lengths: Mapping[Stream, int]) -> list[Message]:
         """
         Both streams have ended: hand out what is left, last lines without a newline included.

@@ -119,6 +119,13 @@ class LineAssembler:
         if self._size:
             yield from self._finish(b"", self._at_ns, terminator=0)
 
+    def abandon(self) -> None:
+        """Nothing more comes and nobody knows where the stream ended: what is left of a line counts as a gap."""
+        self.gap_bytes += self._size
+        self.complete_offset += self._size
+        self._forget()
+        self._broken = False
+
     def _whole(self, piece: bytes, at_ns: int) -> Line:
         offset = self.complete_offset
         self.complete_offset = offset + len(piece) + 1

@@ -2,24 +2,28 @@
 The relay: stands between client and server, passes bytes on, and shows kmd a copy.
 
 Two *pumps*, one thread each, block on their own direction only: read at most 64 KiB, write all of it, hand
-the chunk to the tap. The main thread is the *link*: it connects to kmd, again and again if need be, and
-after the last byte waits a little until kmd has everything. Nothing here can stop or delay the traffic.
+the chunk to the tap. The *watch* tells a pump when its far side has gone. The main thread is the *link*: it connects
+to kmd, again and again if need be, and after the last byte waits a little until kmd has everything. Nothing here can
+stop or delay the traffic.
 """
 
 import _signal
 import gc
 import os
 import select
+import sys
 import time
 from _thread import allocate_lock, start_new_thread
 
 from kmd.record import PROTOCOL, TO_CLIENT, TO_SERVER, render_fields
+from kmd.shim.bulk import CHUNK_BYTES, Tee, are_plain_pipes, load_tee
 from kmd.shim.link import Ending, Link
-from kmd.shim.tap import Tap
+from kmd.shim.spool import Spool
+from kmd.shim.tap import LARGE_BYTES, Tap
+from kmd.shim.watch import Watch
 
-CHUNK_BYTES = 64 << 10
-"""A pipe's capacity on Linux: one read empties it."""
-GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
+SWITCH_S = 0.0002
+"""How long a thread here may keep the interpreter while a pump waits for it; the interpreter's own 5 ms is a pause."""
 MEETING_DIR = ".kilometers"
 
 
@@ -39,13 +43,19 @@ def run(command: list[str], name: str | None, home: str | None, server_pid: int,
     wake_in, wake_out = os.pipe()
     os.set_blocking(wake_out, False)
     os.set_blocking(wake_in, False)
-    tap = Tap(wake_out)
+    spool = Spool(meeting, session_id, hello)
+    tap = Tap(wake_out, spool)
     ending = Ending()
-    session = Session(tap, ending)
+    watch = open_watch()
+    session = Session(tap, watch, ending)
+    sys.setswitchinterval(SWITCH_S)
     start_new_thread(session.pump, (0, far, TO_SERVER))
     start_new_thread(session.pump, (near, 1, TO_CLIENT))
+    if watch is not None:
+        start_new_thread(watch.run, ())
+    session.load_tee()
     try:
-        Link(tap, ending, hello, meeting, session_id, wake_in).run()
+        Link(tap, spool, ending, hello, meeting, wake_in).run()
     finally:
         session.wait()
 
@@ -69,8 +79,18 @@ def describe(command: list[str], name: str | None, server_pid: int, session_id: 
             "pid": b"%d" % server_pid,
             "relay_pid": b"%d" % os.getpid(),
             "started_at_ns": b"%d" % now_ns,
+            "boot": boot_id(),
         }
     )
+
+
+def boot_id() -> bytes:
+    """Which run of the machine this is, so that kmd knows whether a spool has lived through a power loss."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return file.read().strip()
+    except OSError:
+        return b""  # kmd then believes only what a CRC covers
 
 
 def new_session_id(now_ns: int, random: bytes) -> str:
@@ -107,52 +127,85 @@ def let_go(keep: tuple[int, ...]) -> None:
 class Session:
     """The two pumps and what they know about the end: who closed first, and whether both are done."""
 
-    def __init__(self, tap: Tap, ending: Ending) -> None:
+    def __init__(self, tap: Tap, watch: Watch | None, ending: Ending) -> None:
         self._tap = tap
+        self._watch = watch
         self._ending = ending
         self._lock = allocate_lock()
         self._running = 2
         self._done = allocate_lock()
         self._done.acquire()
         self._closed_first = b""
+        self._tee: Tee | None = None
         self._anchor_ns = time.time_ns() - time.monotonic_ns()
+
+    def load_tee(self) -> None:
+        """Once the pumps run: it takes some milliseconds."""
+        self._tee = load_tee()
 
     def pump(self, near: int, far: int, stream: int) -> None:
         """Pass *near* on to *far* until one of them ends; then close both, as the two ends would see it bare."""
         closed_by = b"server" if stream == TO_CLIENT else b"client"
+        if self._watch is not None:
+            self._watch.begin(near, far)
         try:
             if not self._relay(near, far, stream):
                 closed_by = b"client" if stream == TO_CLIENT else b"server"
         finally:
+            if self._watch is not None:
+                self._watch.end(far)
             os.close(far)
             os.close(near)
             self._end(closed_by)
 
     def _relay(self, near: int, far: int, stream: int) -> bool:
         """Returns whether the near side ended (True) or the far side went away (False)."""
-        poll = select.poll()
-        poll.register(near, select.POLLIN)
-        poll.register(far, 0)
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        into = (buffer,)
         while True:
-            for fd, events in poll.poll():
-                if fd == far and events & GONE:
-                    return False
+            if self._watch is None and not wait_for_near(near, far):
+                return False
             try:
-                chunk = os.read(near, CHUNK_BYTES)
+                size = os.readv(near, into)
             except BlockingIOError:
+                wait_for(near, select.POLLIN)
                 continue
             except OSError:
                 return True
-            if not chunk:
-                return True
+            if not size:
+                return self._watch is None or not self._watch.has_interrupted(far)
             at_ns = time.monotonic_ns() + self._anchor_ns
+            chunk = buffer[:size]
             crossed = write_all(far, chunk)
             try:
-                self._tap.keep(stream, chunk[:crossed], at_ns)
+                self._tap.keep(stream, chunk[:crossed] if crossed < size else chunk, at_ns)
             except Exception:  # noqa: BLE001 - no fault of the capture may end the traffic
                 self._tap.detach()
-            if crossed < len(chunk):
+            if crossed < size:
                 return False
+            comes_in_bulk = size == CHUNK_BYTES or (size > LARGE_BYTES and self._tap.prefers_spool)
+            if comes_in_bulk and not self._relay_bulk(near, far, stream):
+                return False
+
+    def _relay_bulk(self, near: int, far: int, stream: int) -> bool:
+        """As long as large chunks come in a row, pass them on without reading them. Returns whether *far* is there."""
+        tee = self._tee
+        if tee is None or self._watch is None or not are_plain_pipes(near, far):
+            return True
+        while segment := self._tap.open_segment(stream):
+            while not segment.is_full:
+                size = tee(near, segment.write_end)
+                if size <= 0:
+                    return True  # whatever it is, the next read sees it
+                at_ns = time.monotonic_ns() + self._anchor_ns
+                crossed = splice_all(near, far, size)
+                segment.is_spoilt = crossed < size
+                self._tap.keep_segment(stream, segment, crossed, at_ns)
+                if segment.is_spoilt:
+                    return False
+                if size < LARGE_BYTES:
+                    return True
+        return True
 
     def _end(self, closed_by: bytes) -> None:
         with self._lock:
@@ -171,16 +224,50 @@ class Session:
             pass
 
 
-def write_all(far: int, chunk: bytes) -> int:
+def open_watch() -> Watch | None:
+    """None where the client's limits leave no descriptors for it: the pumps then look before each read."""
+    try:
+        return Watch()
+    except OSError:
+        return None
+
+
+def wait_for_near(near: int, far: int) -> bool:
+    """Until there is something to read, or its end. False when the far side goes first."""
+    poll = select.poll()
+    poll.register(near, select.POLLIN)
+    poll.register(far, 0)
+    return all(fd == near for fd, _ in poll.poll())
+
+
+def write_all(far: int, chunk: memoryview) -> int:
     """Write *chunk*, waiting as long as the far side does not read. Returns how much of it crossed."""
     done = 0
     while done < len(chunk):
         try:
-            done += os.write(far, memoryview(chunk)[done:] if done else chunk)
+            done += os.write(far, chunk[done:] if done else chunk)
         except BlockingIOError:  # the client made its end non-blocking; the flag is shared, so it stays
-            waiter = select.poll()
-            waiter.register(far, select.POLLOUT)
-            waiter.poll()
+            wait_for(far, select.POLLOUT)
         except OSError:
             break
     return done
+
+
+def splice_all(near: int, far: int, size: int) -> int:
+    """Move *size* bytes that lie in one pipe on to another. Returns how much of it crossed."""
+    done = 0
+    while done < size:
+        try:
+            done += os.splice(near, far, size - done)
+        except BlockingIOError:
+            wait_for(far, select.POLLOUT)
+        except OSError:
+            break
+    return done
+
+
+def wait_for(fd: int, event: int) -> None:
+    """Until *fd* is ready, or broken."""
+    poll = select.poll()
+    poll.register(fd, event)
+    poll.poll()

@@ -1,12 +1,16 @@
 """
 The tap: the relay's copy of what crossed, on its way to kmd.
 
-Pumps call `keep` after a chunk has crossed; that is one append to the *inbox*, because whatever a pump does
-there stands between a request and its answer. The link *absorbs* the inbox a moment later: a non-blocking send
-to kmd, and what the socket will not take is *held*, together with what was sent but is not yet acknowledged.
-The link moves what is over the mark to the spool. Should even that not keep up, bytes are skipped; as every
-record carries its offset, and the last one the length of each stream, kmd sees exactly which.
-The low-level modules are used on purpose: each import here competes with the server's own start.
+Pumps call `keep` after a chunk has crossed; that is one append to the *inbox*, because whatever a pump does there
+stands between a request and its answer. The link *absorbs* the inbox a moment later: it makes one RUN record of what
+has gathered, sends it without waiting, and *holds* it until kmd acknowledges it.
+
+When kmd does not keep up, the tap *stands aside*: what it holds moves to the spool, and the link drains that when the
+traffic lets it. On Linux many large chunks in a row are not even read: they gather in the *bulk* of their stream, and
+the inbox has their places. So the order in which kmd sees things is always: spool, held, inbox.
+
+Should even the spool not take it, bytes are skipped; as every record carries its offsets, and the last one the
+length of each stream, kmd sees exactly which.
 """
 
 import _socket
@@ -14,200 +18,225 @@ import os
 import time
 from _thread import allocate_lock
 from collections import deque
-from collections.abc import Callable
 
 from kmd.record import (
     ACK,
     BYE,
-    DATA,
     NO_STREAM,
+    RUN,
     STREAMS,
     Record,
     RecordError,
     RecordReader,
     parse_offsets,
     render_fields,
-    render_light_head,
+    render_run,
 )
+from kmd.shim.bulk import RUN_MAX_CHUNKS, Bulk, Chunk, Piece, Segment, split_window
+from kmd.shim.held import CHUNK_OVERHEAD_BYTES, NEVER, Entry, Held
+from kmd.shim.spool import FREE_MIN_BYTES, Spool, read_exactly
 
-INBOX_MAX_BYTES = 1 << 20
-"""With more than that in the inbox the pump absorbs it itself: the link does not get a turn."""
 LARGE_BYTES = 16 << 10
-"""A chunk of that size is sent at once: beside its own copies one more counts for little, and memory stays warm."""
-SEND_AT_ONCE = 16
-"""Records of one send: fewer system calls for small messages, and short turns between the pumps' own."""
+"""From that size on a chunk may come in a bulk, when kmd does not keep up."""
+INBOX_MAX_BYTES = 1 << 20
+"""With more than that in the inbox the pump absorbs some itself: the link does not get a turn."""
+DIRECT_MAX_BYTES = 256 << 10
+"""More than that unacknowledged means that kmd does not keep up with large chunks: the spool is the shorter way."""
 HELD_MAX_BYTES = 7 << 20
 """Most that is held in memory: with inbox and interpreter it keeps the relay under 24 MiB."""
-SPILL_ABOVE_BYTES, SPILL_DOWN_TO_BYTES = 4 << 20, 3 << 20
-"""From where on the link moves the oldest records to the spool, and how far it goes."""
-BEHIND_BYTES = 4 << 20
-"""So much unsent on a living connection means that kmd does not keep up: the spool takes over."""
-ENTRY_OVERHEAD_BYTES = 256
-"""What one held record costs beside its bytes, so that tiny messages cannot outgrow the bound."""
-READ_ACKS_ABOVE_BYTES = 256 << 10
+SPILL_ABOVE_BYTES = 4 << 20
+"""From where on what is held moves to the spool."""
+READ_ACKS_ABOVE_BYTES = 128 << 10
 """Below this, acknowledgements may wait in the socket: reading each would cost the traffic a wake-up."""
 SLOW_DISK_S = 0.1
-"""A spool write that takes longer came from a disk that would delay the traffic."""
-NOTHING = (0,) * STREAMS
-
-
-class Entry:
-    """A record that kmd has not yet acknowledged."""
-
-    __slots__ = ("at_ns", "body", "offset", "stream", "type")
-
-    def __init__(self, type: int, stream: int, offset: int, at_ns: int, body: bytes) -> None:  # noqa: A002
-        self.type = type
-        self.stream = stream
-        self.offset = offset
-        self.at_ns = at_ns
-        self.body = body
-
-    @property
-    def cost_bytes(self) -> int:
-        return len(self.body) + ENTRY_OVERHEAD_BYTES
-
-    def is_durable(self, durable: tuple[int, ...]) -> bool:
-        """Whether kmd has committed all of it. A BYE has no position: kmd answers it with its own."""
-        return self.stream < STREAMS and self.offset + len(self.body) <= durable[self.stream]
+"""A spool write that takes longer came from a disk that would delay the traffic: it gets no other chance."""
+REFUSED_PAUSE_S = 0.5
+"""After a spool write that failed: how long until the next try, which costs time too."""
 
 
 class Tap:
     """
     Hands chunks on to kmd in order.
 
-    spill: set by the link, moves what is over the mark to the spool. durable: what kmd said last. is_done: kmd
-    has committed the BYE. skipped_bytes: what could be kept nowhere. A byte is written to *wake_fd*, from any
-    thread, when the link has something to do.
+    durable: what kmd said last. is_done: kmd has committed the BYE. skipped_bytes: what could be kept nowhere.
+    kept_bytes: all that has crossed, for the link to see whether something moves. absorbed_bytes: what has come out of
+    the inbox. is_stirred: something has come into it since the last `absorb`. A byte is written to *wake_fd*,
+    from any thread, when the link has something to do.
     """
 
-    def __init__(self, wake_fd: int) -> None:
-        self.durable: tuple[int, ...] = NOTHING
+    def __init__(self, wake_fd: int, spool: Spool) -> None:
+        self.durable: tuple[int, ...] = (0,) * STREAMS
         self.is_done = False
         self.skipped_bytes = 0
-        self.spill: Callable[[], None] = lambda: None
-        self._disk_is_slow = False
+        self.is_stirred = False
         self._lock = allocate_lock()
         self._wake_fd = wake_fd
+        self._spool = spool
+        self._spool_from_s = 0.0  # no spool write before, monotonic
         self._socket: _socket.socket | None = None
+        self._is_direct = False
         self._reader = RecordReader()
-        self._unacked: deque[Entry] = deque()
-        self._unsent: deque[Entry] = deque()
+        self._held = Held()
         self._rest = memoryview(b"")
-        self._held_bytes = 0
-        self._unsent_bytes = 0
         self._next = [0] * STREAMS
-        self._inbox: deque[tuple[int, bytes, int]] = deque()
+        self._bulks = tuple(Bulk() for _ in range(STREAMS))
+        self._inbox: deque[Chunk | Piece] = deque()
         self._came = [0] * STREAMS  # each counted by its own pump
-        self._is_stirred = False
+        self._put = [0] * STREAMS  # into the inbox, likewise
+        self.absorbed_bytes = 0
 
-    def keep(self, stream: int, chunk: bytes, at_ns: int) -> None:
-        """Take a chunk that has crossed. Never waits for kmd."""
-        self._inbox.append((stream, chunk, at_ns))
-        self._came[stream] += len(chunk)
-        if len(chunk) > LARGE_BYTES or self._came[stream] - self._next[stream] > INBOX_MAX_BYTES:
-            self.absorb()
-        elif not self._is_stirred:
-            self._is_stirred = True
+    @property
+    def kept_bytes(self) -> int:
+        return sum(self._came)
+
+    def keep(self, stream: int, chunk: memoryview, at_ns: int) -> None:
+        """Take a chunk that has crossed; the buffer is the caller's again afterwards. Never waits for kmd."""
+        size = len(chunk)
+        self._came[stream] += size
+        self._put[stream] += size
+        self._inbox.append((stream, bytes(chunk), at_ns))
+        if sum(self._put) - self.absorbed_bytes + CHUNK_OVERHEAD_BYTES * len(self._inbox) > INBOX_MAX_BYTES:
+            self._absorb_some()
+        elif not self.is_stirred:
+            self.is_stirred = True
+            self.wake()
+
+    def open_segment(self, stream: int) -> Segment | None:
+        """Where this stream's next chunks may gather without being read; None when no pipe is to be had."""
+        bulk = self._bulks[stream]
+        opened = bulk.open_segment()
+        for _ in range(STREAMS):
+            if opened is not None:
+                break
+            self._absorb_some()
+            opened = bulk.open_segment()
+        return opened
+
+    def keep_segment(self, stream: int, segment: Segment, size: int, at_ns: int) -> None:
+        """The next *size* bytes in the pipe of *segment* have crossed."""
+        segment.taken_in += 1
+        self._came[stream] += size
+        self._inbox.append(Piece(stream, segment, size, at_ns))
+        if not self.is_stirred:
+            self.is_stirred = True
             self.wake()
 
     @property
-    def is_stirred(self) -> bool:
-        """Whether something has come into the inbox since the last `absorb`."""
-        return self._is_stirred
+    def prefers_spool(self) -> bool:
+        """Whether kmd does not keep up and the disk has room, or the spool stands before what comes anyway."""
+        if not self._is_direct and self._spool.size_bytes > 0:
+            return True
+        return self._held.cost_bytes > DIRECT_MAX_BYTES and self._spool.has_room(FREE_MIN_BYTES)
 
-    def absorb(self) -> None:
-        """Hold and send what is in the inbox. Called by the link, and by a pump when the inbox is full."""
-        self._is_stirred = False
-        while self._inbox:
-            with self._lock:
-                if self._held_bytes > READ_ACKS_ABOVE_BYTES and self._socket:
-                    self._read_acks(self._socket)
-                was_idle = not self._unsent
-                self._take_in()
-                if was_idle:  # otherwise the link waits until the socket takes bytes again
-                    self._send()
-                if self.is_behind:
-                    self._drop()
-            if self._held_bytes > SPILL_ABOVE_BYTES:
-                self._spill_now()
+    @property
+    def has_bulk(self) -> bool:
+        """Whether large chunks have gathered, so that there is something to do in a quiet moment."""
+        return not all(bulk.is_empty for bulk in self._bulks)
 
-    def _take_in(self) -> None:
-        """Move some chunks from the inbox to what is held, each with its place in its stream."""
-        for _ in range(SEND_AT_ONCE):
-            if not self._inbox:
-                return
-            stream, chunk, at_ns = self._inbox.popleft()
-            entry = Entry(DATA, stream, self._next[stream], at_ns, chunk)
-            self._next[stream] += len(chunk)
-            if self._held_bytes + entry.cost_bytes <= HELD_MAX_BYTES:
-                self._hold(entry)
-            else:
-                self.skipped_bytes += len(chunk)
+    def absorb(self) -> int:
+        """
+        Hold and send what is in the inbox, and spill what is too much. Called by the link, and by a pump when the
+        inbox is full. Returns how many chunks it took.
+        """
+        self.is_stirred = False
+        count = 0
+        while taken := self._absorb_some():  # one turn each, so that a pump need not wait for all of them
+            count += taken
+        return count
+
+    def _absorb_some(self) -> int:
+        with self._lock:
+            taken = self._take_in()
+            self._settle_down()
+        return taken
 
     def close(self, fields: dict[str, bytes], at_ns: int) -> None:
-        """Both streams have ended: the last record says so, and how long each was."""
+        """All streams have ended: the last record says so, and how long each was."""
         self.absorb()
         with self._lock:
             lengths = {f"length.{stream}": b"%d" % length for stream, length in enumerate(self._next)}
-            self._hold(Entry(BYE, NO_STREAM, 0, at_ns, render_fields({**fields, **lengths})))
-            if len(self._unsent) == 1:
-                self._send()
+            body = render_fields({**fields, **lengths})
+            self._held.add(Entry(BYE, NO_STREAM, 0, at_ns, (body,), NEVER, 0))
+            self._send()
 
     def attach(self, sock: _socket.socket, durable: tuple[int, ...]) -> None:
-        """Go on over *sock*, whose kmd has everything below *durable*: send the rest again, in order."""
+        """A new connection, whose kmd has everything below *durable*. Nothing is sent before `go_on`."""
         with self._lock:
             self.durable = durable
-            waiting = [*self._unacked, *self._unsent]
-            self._unacked.clear()
-            self._unsent = deque(entry for entry in waiting if not entry.is_durable(durable))
-            self._held_bytes = self._unsent_bytes = sum(entry.cost_bytes for entry in self._unsent)
+            self._held.rewind(durable)
             self._rest = memoryview(b"")
             self._reader = RecordReader()
             self._socket = sock
-            self._send()
+            self._is_direct = False
+            self._spool.rewind()
+            if self._spool.is_covered(durable):
+                self._spool.discard()
 
     def detach(self) -> None:
         """Let the connection go; what is held stays for the next one."""
         with self._lock:
             self._drop()
 
-    def poll_state(self) -> tuple[int, bool]:
-        """(descriptor of the connection or -1, whether something waits for the socket to take it)."""
+    def go_on(self) -> bool:
+        """Send from memory again if the connection has been sent the whole spool. Returns whether it has."""
         with self._lock:
-            return self._socket.fileno() if self._socket else -1, bool(self._unsent)
+            if self._socket and not self._is_direct and not self._rest and not self._spool.backlog_bytes:
+                self._is_direct = True
+                self._send()
+            return self._is_direct
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether kmd, though connected, does not keep up."""
-        return self._unsent_bytes > BEHIND_BYTES
+    def drain(self, length: int) -> bool:
+        """
+        Send some of what stands before the held records: the rest of a broken-off one, then up to *length* bytes of
+        the spool. Only the link calls this. Returns whether the socket took anything.
+        """
+        with self._lock:
+            if self._socket is None or self._is_direct:
+                return False
+            try:
+                if self._rest:
+                    sent = self._socket.send(self._rest, _socket.MSG_DONTWAIT)
+                    self._rest = self._rest[sent:]
+                else:
+                    sent = self._socket.send(self._spool.read(length), _socket.MSG_DONTWAIT)
+                    self._spool.position += sent
+            except BlockingIOError:
+                return False
+            except OSError:
+                self._drop()
+                return False
+            return sent > 0
 
     def flush(self) -> None:
         """The socket takes bytes again."""
         with self._lock:
             self._send()
 
+    def poll_state(self) -> tuple[int, bool]:
+        """(descriptor of the connection or -1, whether something waits for the socket to take it)."""
+        with self._lock:
+            waits = self._is_direct and self._held.next_unsent is not None
+            return self._socket.fileno() if self._socket else -1, waits
+
+    @property
+    def must_drain(self) -> bool:
+        """Whether the connection stands, and the tap aside."""
+        return self._socket is not None and not self._is_direct
+
     def read_acks(self) -> bool:
         """Read what kmd has said. Returns whether it said anything."""
         with self._lock:
             return self._socket is not None and self._read_acks(self._socket)
 
-    def take_oldest(self) -> list[Entry]:
-        """
-        Hand out the oldest records over the mark, to be spooled. On a living connection only what was sent:
-        the order on the socket must hold.
-        """
-        with self._lock:
-            if self._held_bytes <= SPILL_ABOVE_BYTES:
-                return []
-            return self._take(SPILL_DOWN_TO_BYTES, with_unsent=self._socket is None)
-
-    def take_all(self) -> list[Entry]:
-        """Hand out everything: the relay leaves, and the spool is what remains."""
-        self.absorb()
+    def leave_to_spool(self) -> None:
+        """kmd cannot be had: everything that is held is for the one that adopts the spool."""
         with self._lock:
             self._drop()
-            return self._take(0, with_unsent=True)
+            self._spill()
+            try:
+                self._spool.seal()
+            except (OSError, RecordError):
+                pass  # kmd believes an unsealed record of the same boot
 
     def wake(self) -> None:
         """Have the link look."""
@@ -216,73 +245,119 @@ class Tap:
         except OSError:
             pass  # full: it will look anyway
 
-    def _spill_now(self) -> None:
-        """
-        Spill from whichever thread is here, a pump perhaps: it is a copy into the page cache. A disk that once
-        makes it wait is left alone from then on, and what finds no room is skipped.
-        """
-        if self._disk_is_slow:
-            return
-        began_s = time.monotonic()
-        self.spill()
-        self._disk_is_slow = time.monotonic() - began_s > SLOW_DISK_S
+    def _take_in(self) -> int:
+        """Make one record of what comes next, and send it if nothing waits before it. Returns of how many chunks."""
+        inbox = self._inbox
+        window = [inbox.popleft() for _ in range(min(len(inbox), RUN_MAX_CHUNKS))]
+        chunks, pieces, rest = split_window(window)
+        inbox.extendleft(reversed(rest))
+        if chunks:
+            self._take_in_chunks(chunks)
+        elif pieces:
+            self._take_in_pieces(pieces)
+        return len(chunks) + len(pieces)
 
-    def _take(self, down_to_bytes: int, *, with_unsent: bool) -> list[Entry]:
-        taken = []
-        while self._held_bytes > down_to_bytes and self._unacked:
-            taken.append(self._unacked.popleft())
-            self._held_bytes -= taken[-1].cost_bytes
-        while with_unsent and self._held_bytes > down_to_bytes and self._unsent:
-            taken.append(self._unsent.popleft())
-            self._held_bytes -= taken[-1].cost_bytes
-            self._unsent_bytes -= taken[-1].cost_bytes
-        return taken
+    def _take_in_chunks(self, taken: list[Chunk]) -> None:
+        streams, chunks, times_ns = zip(*taken, strict=True)
+        lengths = [len(chunk) for chunk in chunks]
+        table = render_run(self._next, bytes(streams), lengths, times_ns)
+        for stream, length in zip(streams, lengths, strict=True):
+            self._next[stream] += length
+        size = sum(lengths)
+        self.absorbed_bytes += size
+        self._hold(Entry(RUN, NO_STREAM, 0, times_ns[0], (table, *chunks), tuple(self._next), size))
+
+    def _take_in_pieces(self, pieces: list[Piece]) -> None:
+        """Some of a bulk: to memory while kmd keeps up, else to the spool."""
+        stream, segment, at_ns = pieces[0].stream, pieces[0].segment, pieces[0].at_ns
+        lengths = [piece.size for piece in pieces]
+        size = sum(lengths)
+        table = render_run(self._next, bytes((stream,)) * len(pieces), lengths, [piece.at_ns for piece in pieces])
+        self._next[stream] += size
+        body = self._spool_pipe(segment.read_end, size, at_ns, table)
+        if body is not None:
+            self._hold(Entry(RUN, NO_STREAM, 0, at_ns, (table, body), tuple(self._next), size))
+        self._bulks[stream].drop(segment, len(pieces))
+
+    def _spool_pipe(self, source: int, size: int, at_ns: int, table: bytes) -> bytes | None:
+        """Returns None when the spool has what is in the pipe, else the bytes: it does not take them, or need not."""
+        began_s = time.monotonic()
+        if not self.prefers_spool and size <= DIRECT_MAX_BYTES:
+            return read_exactly(source, size)
+        if began_s < self._spool_from_s or not self._spill():
+            return read_exactly(source, size)
+        body = self._spool.append_pipe(RUN, at_ns, table, source, size, self._next)
+        self._judge_disk(began_s, done=body is None)
+        return body
+
+    def _judge_disk(self, began_s: float, *, done: bool) -> None:
+        ended_s = time.monotonic()
+        if ended_s - began_s > SLOW_DISK_S:
+            self._spool_from_s = float("inf")
+        elif not done:
+            self._spool_from_s = ended_s + REFUSED_PAUSE_S
 
     def _hold(self, entry: Entry) -> None:
-        self._unsent.append(entry)
-        self._held_bytes += entry.cost_bytes
-        self._unsent_bytes += entry.cost_bytes
+        if self._held.cost_bytes + entry.cost_bytes > HELD_MAX_BYTES:
+            self._settle_down()
+        if self._held.cost_bytes + entry.cost_bytes > HELD_MAX_BYTES:
+            self.skipped_bytes += entry.carried_bytes
+            return
+        was_idle = self._held.next_unsent is None
+        self._held.add(entry)
+        if was_idle:  # otherwise the link waits until the socket takes bytes again
+            self._send()
+
+    def _settle_down(self) -> None:
+        """Read what kmd has acknowledged, and spill if it is too much still."""
+        if self._socket and self._held.cost_bytes > READ_ACKS_ABOVE_BYTES:
+            self._read_acks(self._socket)
+        too_much, began_s = self._held.cost_bytes > SPILL_ABOVE_BYTES, time.monotonic()
+        if too_much and began_s >= self._spool_from_s and self._spool.has_room(self._held.cost_bytes):
+            self._judge_disk(began_s, done=self._spill())
+
+    def _spill(self) -> bool:
+        """
+        Stand aside: move everything that is held to the spool. On a living connection what was sent of it is not
+        sent again. Returns False, and holds it all still, when the spool does not take it.
+        """
+        held = self._held
+        sent, waiting = held.list_sent(), held.list_unsent()
+        if self._rest and waiting:
+            sent.append(waiting.pop(0))  # broken off: `drain` sends its rest before anything else
+        if self._is_direct:
+            if not self._spool.append(sent):
+                return False
+            self._spool.position = max(self._spool.position, self._spool.size_bytes)
+            held.replace((), waiting)
+            sent = []
+        self._is_direct = False
+        if not self._spool.append([*sent, *waiting]):
+            return False
+        held.replace((), ())
+        self.wake()
+        return True
 
     def _send(self) -> None:
         """Send while the socket takes it. A record that went only in part is finished before the next."""
         sock = self._socket
-        if sock is None:
+        if sock is None or not self._is_direct:
             return
         try:
-            while self._unsent:
+            while (entry := self._held.next_unsent) is not None:
                 if self._rest:
                     self._rest = self._rest[sock.send(self._rest, _socket.MSG_DONTWAIT) :]
-                    if not self._rest:
-                        self._mark_sent()
                 else:
-                    self._send_some(sock)
+                    parts = entry.for_socket()
+                    sent = sock.sendmsg(parts, (), _socket.MSG_DONTWAIT)
+                    if sent < len(parts[0]) + entry.size_bytes:
+                        self._rest = memoryview(b"".join(parts))[sent:]
+                if not self._rest:
+                    self._held.mark_sent()
         except BlockingIOError:
             self.wake()
         except OSError:
             self._drop()
-
-    def _send_some(self, sock: _socket.socket) -> None:
-        """One send of several records. Raises OSError."""
-        parts = []
-        for entry in self._unsent:
-            parts.append(render_light_head(entry.type, entry.stream, entry.offset, entry.at_ns, entry.body))
-            parts.append(entry.body)
-            if len(parts) == 2 * SEND_AT_ONCE:
-                break
-        sent = sock.sendmsg(parts, (), _socket.MSG_DONTWAIT)
-        for at in range(0, len(parts), 2):
-            length = len(parts[at]) + len(parts[at + 1])
-            if sent < length:
-                if sent:
-                    self._rest = memoryview(parts[at] + parts[at + 1])[sent:]
-                return
-            sent -= length
-            self._mark_sent()
-
-    def _mark_sent(self) -> None:
-        entry = self._unsent.popleft()
-        self._unsent_bytes -= entry.cost_bytes
-        self._unacked.append(entry)
 
     def _read_acks(self, sock: _socket.socket) -> bool:
         """Drop what kmd has made durable. An end of file or nonsense ends the connection."""
@@ -305,14 +380,16 @@ class Tap:
         """An ACK covers a prefix of what was sent; the answer to BYE covers all of it."""
         if record.type == BYE:
             self.is_done = True
-            self._take(0, with_unsent=True)
+            self._held.replace((), ())
         elif record.type == ACK:
             self.durable = parse_offsets(record.body)
-            while self._unacked and self._unacked[0].is_durable(self.durable):
-                self._held_bytes -= self._unacked.popleft().cost_bytes
+            self._held.settle(self.durable)
+            if not self._spool.backlog_bytes and self._spool.is_covered(self.durable):
+                self._spool.discard()
 
     def _drop(self) -> None:
         self._rest = memoryview(b"")
+        self._is_direct = False
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -18,6 +18,7 @@ from kmd.record import (
     HELLO,
     NO_STREAM,
     POSITION_MAX,
+    RUN,
     WELCOME,
     Record,
     RecordError,
@@ -25,10 +26,13 @@ from kmd.record import (
     parse_fields,
     parse_gap,
     parse_offsets,
+    parse_run,
     render_fields,
     render_gap,
     render_head,
+    render_light_head,
     render_offsets,
+    render_run,
 )
 from tests.daemon.strategies import cut_at, places
 
@@ -36,7 +40,7 @@ Plain = tuple[int, int, int, int, bytes]
 
 RECORDS = st.lists(
     st.tuples(
-        st.sampled_from((HELLO, DATA, GAP, BYE, WELCOME, ACK)),
+        st.sampled_from((HELLO, DATA, GAP, BYE, WELCOME, ACK, RUN)),
         st.sampled_from((0, 1, 2, NO_STREAM)),
         st.integers(0, POSITION_MAX),
         st.integers(0, 2**63 - 1),
@@ -159,9 +163,45 @@ def test_salvage_finds_every_whole_record_around_garbage_and_counts_the_rest(
 
 @given(st.binary(max_size=60))
 def test_the_bodies_of_any_bytes_raise_record_error_or_nothing(body: bytes) -> None:
-    for parse in (parse_fields, parse_gap, parse_offsets):
+    for parse in (parse_fields, parse_gap, parse_offsets, parse_run):
         with contextlib.suppress(RecordError):
             parse(body)
+
+
+CHUNKS = st.lists(st.tuples(st.integers(0, 2), st.binary(max_size=20), st.integers(0, 2**63 - 1)), max_size=9)
+
+
+@given(CHUNKS, st.tuples(*[st.integers(0, POSITION_MAX)] * 3))
+def test_a_run_gives_each_chunk_its_place_and_time(
+    chunks: list[tuple[int, bytes, int]], starts: tuple[int, int, int]
+) -> None:
+    streams, parts, times_ns = bytes(c[0] for c in chunks), [c[1] for c in chunks], [c[2] for c in chunks]
+    body = b"".join([render_run(starts, streams, [len(part) for part in parts], times_ns), *parts])
+    places = list(starts)
+    for (stream, part, at_ns), found in zip(chunks, parse_run(body), strict=True):
+        assert found == (stream, places[stream], part, at_ns)
+        places[stream] += len(part)
+
+
+@given(CHUNKS, st.data())
+def test_a_run_that_does_not_add_up_is_refused(chunks: list[tuple[int, bytes, int]], data: st.DataObject) -> None:
+    streams, parts, times_ns = bytes(c[0] for c in chunks), [c[1] for c in chunks], [c[2] for c in chunks]
+    body = b"".join([render_run((0, 0, 0), streams, [len(part) for part in parts], times_ns), *parts])
+    for wrong in (body[: data.draw(st.integers(0, len(body) - 1))], body + b"x"):
+        with pytest.raises(RecordError):
+            parse_run(wrong)
+    if chunks:
+        with pytest.raises(RecordError):
+            parse_run(body[:28] + b"\x03" + body[29:])
+
+
+def test_a_body_without_a_crc_of_its_own_passes_only_where_bodies_are_trusted() -> None:
+    sent = render_light_head(DATA, 0, 0, 5, 4) + b"body" + render((DATA, 0, 4, 6, b"more"))
+    trusting, doubting = RecordReader(salvage=True), RecordReader(salvage=True)
+    doubting.trusts_bodies = False
+    assert [plain(record) for record in trusting.feed(sent)] == [(DATA, 0, 0, 5, b"body"), (DATA, 0, 4, 6, b"more")]
+    assert [plain(record) for record in doubting.feed(sent)] == [(DATA, 0, 4, 6, b"more")]
+    assert doubting.lost_bytes == HEADER_BYTES + 4
 
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz_.", min_size=1, max_size=12)

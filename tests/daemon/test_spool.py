@@ -2,22 +2,34 @@
 
 import fcntl
 import os
-import socket
 from pathlib import Path
 
 import pytest
 
-from kmd.record import ACK, DATA, HELLO, NO_STREAM, RecordReader, render_fields, render_head, render_offsets
+from kmd.record import (
+    BYE,
+    DATA,
+    HEADER_BYTES,
+    HELLO,
+    NO_STREAM,
+    RUN,
+    RecordReader,
+    parse_run,
+    render_fields,
+    render_head,
+    render_run,
+)
+from kmd.shim.held import Entry
+from kmd.shim.relay import boot_id
 from kmd.shim.spool import Spool
-from kmd.shim.tap import HELD_MAX_BYTES, SPILL_ABOVE_BYTES, Entry, Tap
 from tests.support.processes import ask, read_status, running_kmd, wait_for
 
 LINE = b'{"jsonrpc":"2.0","method":"n%03d"}\n'
 
 
-def hello(session: str) -> bytes:
-    fields = {"protocol": b"1", "session": session.encode(), "name": b"s", "command": b"c"}
-    return render_fields({**fields, "pid": b"1", "relay_pid": b"2", "started_at_ns": b"5"})
+def hello(session: str, boot: bytes = b"") -> bytes:
+    fields = {"protocol": b"2", "session": session.encode(), "name": b"s", "command": b"c"}
+    return render_fields({**fields, "pid": b"1", "relay_pid": b"2", "started_at_ns": b"5", "boot": boot})
 
 
 def session_id(number: int) -> str:
@@ -26,12 +38,15 @@ def session_id(number: int) -> str:
 
 def entries(count: int) -> list[Entry]:
     lines = [LINE % number for number in range(count)]
-    return [Entry(DATA, 0, sum(map(len, lines[:n])), 10 + n, line) for n, line in enumerate(lines)]
+    starts = [sum(map(len, lines[:n])) for n in range(count + 1)]
+    return [
+        Entry(DATA, 0, starts[n], 10 + n, (line,), (starts[n + 1], 0, 0), len(line)) for n, line in enumerate(lines)
+    ]
 
 
 def spool_bytes(number: int, count: int = 5) -> bytes:
     body = hello(session_id(number))
-    records = [render_head(e.type, e.stream, e.offset, e.at_ns, e.body) + e.body for e in entries(count)]
+    records = [part for entry in entries(count) for part in entry.for_file()]
     return render_head(HELLO, NO_STREAM, 0, 0, body) + body + b"".join(records)
 
 
@@ -97,39 +112,94 @@ def test_a_spool_that_cannot_be_written_keeps_what_it_had(tmp_path: Path, monkey
     assert not list((tmp_path / "spool").iterdir())
 
 
-def test_without_kmd_and_without_a_disk_the_tap_stays_in_its_bound_and_counts() -> None:
+def unsealed_spool(home: Path, number: int, boot: bytes) -> Spool:
+    """A spool as a relay has it that was killed with a bulk in it."""
+    spool = Spool(str(home), session_id(number), hello(session_id(number), boot))
+    assert spool.append(entries(2))
+    body = b"".join(LINE % n for n in (2, 3))
     read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    tap = Tap(write_end)
-    chunk = b"x" * 65536
-    crossed = 0
-    while crossed < 3 * HELD_MAX_BYTES:
-        tap.keep(1, chunk, 0)
-        crossed += len(chunk)
-    held = sum(len(entry.body) for entry in tap.take_all())
-    assert SPILL_ABOVE_BYTES < held <= HELD_MAX_BYTES
-    assert held + tap.skipped_bytes == crossed
+    os.write(write_end, body)
+    table = render_run((spool.ends[0], 0, 0), b"\0", [len(body)], [7])
+    assert spool.append_pipe(RUN, 7, table, read_end, len(body), (spool.ends[0] + len(body), 0, 0)) is None
+    os.close(read_end)
+    os.close(write_end)
+    return spool
+
+
+def read_spool(path: Path, *, trusts_bodies: bool) -> list[int]:
+    reader = RecordReader(salvage=True)
+    reader.trusts_bodies = trusts_bodies
+    return [record.type for record in [*reader.feed(path.read_bytes()), *reader.finish()]]
+
+
+def test_a_bulk_in_the_spool_is_sealed_when_the_relay_leaves(tmp_path: Path) -> None:
+    spool = unsealed_spool(tmp_path, 1, b"")
+    (path,) = (tmp_path / "spool").iterdir()
+    assert read_spool(path, trusts_bodies=False) == [HELLO, DATA, DATA]
+    before = path.read_bytes()
+    spool.seal()
+    assert read_spool(path, trusts_bodies=False) == [HELLO, DATA, DATA, RUN]
+    after = path.read_bytes()
+    assert len(after) == len(before) == spool.size_bytes
+    for at in range(len(after) - len(LINE % 3), len(after)):
+        damaged = bytearray(after)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        assert read_spool(path, trusts_bodies=True) == [HELLO, DATA, DATA]
+
+
+@pytest.mark.parametrize(("boot", "events"), [(boot_id(), 4), (b"another", 2), (b"", 2)])
+def test_kmd_believes_an_unsealed_bulk_only_if_the_machine_has_not_been_down(
+    boot: bytes, events: int, tmp_path: Path
+) -> None:
+    spool = unsealed_spool(tmp_path / "home", 1, boot)
+    end = render_fields({"closed_first": b"client", "length.0": b"%d" % spool.ends[0]})
+    assert spool.append([Entry(BYE, NO_STREAM, 0, 9, (end,), (1 << 62,) * 3, 0)])
+    os.close(spool._fd)
+    with running_kmd(tmp_path / "home"):
+        wait_for(lambda: not list((tmp_path / "home" / "spool").iterdir()), "the adoption")
+        outbox = read_status(tmp_path / "home")["outbox"]
+    assert outbox["events"] == events
+    assert outbox["gap_bytes"] == (4 - events) * len(LINE % 0)
+
+
+def test_a_line_that_a_killed_relay_cut_off_is_a_gap_and_no_message(tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "spool"
+    folder.mkdir(parents=True)
+    lines = (LINE % 0) + (LINE % 1)[:9]
+    body = hello(session_id(1))
+    data = render_head(HELLO, NO_STREAM, 0, 0, body) + body + render_head(DATA, 0, 0, 3, lines) + lines
+    (folder / f"{session_id(1)}.1.spool").write_bytes(data)
+    with running_kmd(tmp_path / "home"):
+        wait_for(lambda: not list(folder.iterdir()), "the adoption")
+        outbox = read_status(tmp_path / "home")["outbox"]
+    assert (outbox["events"], outbox["gap_bytes"]) == (1, 9)
+
+
+def test_a_bulk_that_the_disk_does_not_take_comes_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(str(tmp_path), session_id(1), hello(session_id(1)))
+    assert spool.append(entries(2))
+    (path,) = (tmp_path / "spool").iterdir()
+    before = path.read_bytes()
+    read_end, write_end = os.pipe()
+    body = bytes(range(256)) * 100
+    os.write(write_end, body)
+
+    def full_after_a_page(source: int, target: int, count: int, *, offset_dst: int) -> int:
+        if offset_dst > len(before) + HEADER_BYTES + 4096:
+            raise OSError("no space")
+        return splice(source, target, 4096, offset_dst=offset_dst)
+
+    splice = os.splice
+    monkeypatch.setattr("os.splice", full_after_a_page)
+    assert spool.append_pipe(RUN, 7, b"table", read_end, len(body), (len(body), 0, 0)) == body
+    assert path.read_bytes() == before
+    assert spool.size_bytes == len(before)
     os.close(read_end)
     os.close(write_end)
 
 
-def test_an_acknowledgement_lets_go_of_what_it_covers_and_of_nothing_else() -> None:
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    near, far = socket.socketpair()
-    tap = Tap(write_end)
-    tap.attach(near, (0, 0, 0))
-    for chunk in (b"first\n", b"second\n", b"thi"):
-        tap.keep(0, chunk, 0)
-    tap.keep(1, b"answer\n", 0)
-    tap.absorb()
-    far.sendall(render_offsets(ACK, (len(b"first\nsecond\n"), 0, 0)))
-    assert tap.read_acks()
-    assert tap.durable == (13, 0, 0)
-    assert [(entry.stream, entry.offset, entry.body) for entry in tap.take_all()] == [
-        (0, 13, b"thi"),
-        (1, 0, b"answer\n"),
-    ]
-    far.close()
-    os.close(read_end)
-    os.close(write_end)
+def test_runs_come_back_as_they_went() -> None:
+    chunks = [(0, 5, b"abc", 1), (1, 9, b"x", 2), (0, 8, b"", 3), (0, 8, b"de", 4)]
+    table = render_run((5, 9, 0), bytes(c[0] for c in chunks), [len(c[2]) for c in chunks], [c[3] for c in chunks])
+    assert parse_run(table + b"abcxde") == chunks

@@ -1,0 +1,110 @@
+"""
+What a relay holds in memory: records that kmd has not acknowledged, those that were sent before those that were not.
+
+No socket, no file, no lock: the tap decides when, this knows what is where and how much it costs.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+from kmd.record import STREAMS, render_head, render_light_head
+
+ENTRY_OVERHEAD_BYTES = 256
+"""What one record costs beside its bytes."""
+CHUNK_OVERHEAD_BYTES = 64
+"""What each chunk in it costs beside its bytes, so that tiny messages cannot outgrow a bound."""
+NEVER = (1 << 62,) * STREAMS
+"""The end of a record that no offset covers: a BYE, which kmd answers with its own."""
+
+
+class Entry:
+    """
+    A record: its header's numbers, its body in parts, and per stream the offset after its last byte.
+
+    carried_bytes: how much of what crossed is in it.
+    """
+
+    __slots__ = ("at_ns", "carried_bytes", "cost_bytes", "ends", "offset", "parts", "size_bytes", "stream", "type")
+
+    def __init__(
+        self,
+        type: int,  # noqa: A002
+        stream: int,
+        offset: int,
+        at_ns: int,
+        parts: tuple[bytes, ...],
+        ends: tuple[int, ...],
+        carried_bytes: int,
+    ) -> None:
+        self.type = type
+        self.stream = stream
+        self.offset = offset
+        self.at_ns = at_ns
+        self.parts = parts
+        self.ends = ends
+        self.carried_bytes = carried_bytes
+        self.size_bytes = sum(map(len, parts))
+        self.cost_bytes = self.size_bytes + ENTRY_OVERHEAD_BYTES + CHUNK_OVERHEAD_BYTES * len(parts)
+
+    def is_durable(self, durable: tuple[int, ...]) -> bool:
+        """Whether kmd has committed all of it."""
+        return all(end <= have for end, have in zip(self.ends, durable, strict=True))
+
+    def for_socket(self) -> list[bytes]:
+        """What is sent; a CRC over the header alone."""
+        return [render_light_head(self.type, self.stream, self.offset, self.at_ns, self.size_bytes), *self.parts]
+
+    def for_file(self) -> list[bytes]:
+        """What is spooled; a CRC over everything."""
+        body = b"".join(self.parts)
+        return [render_head(self.type, self.stream, self.offset, self.at_ns, body), body]
+
+
+class Held:
+    """The records in order. `cost_bytes` is what all of them take, `unsent_bytes` what the unsent ones do."""
+
+    __slots__ = ("_sent", "_unsent", "cost_bytes", "unsent_bytes")
+
+    def __init__(self) -> None:
+        self._sent: deque[Entry] = deque()
+        self._unsent: deque[Entry] = deque()
+        self.cost_bytes = 0
+        self.unsent_bytes = 0
+
+    def add(self, entry: Entry) -> None:
+        self._unsent.append(entry)
+        self.cost_bytes += entry.cost_bytes
+        self.unsent_bytes += entry.cost_bytes
+
+    @property
+    def next_unsent(self) -> Entry | None:
+        return self._unsent[0] if self._unsent else None
+
+    def mark_sent(self) -> None:
+        """The next unsent one has gone out whole."""
+        entry = self._unsent.popleft()
+        self.unsent_bytes -= entry.cost_bytes
+        self._sent.append(entry)
+
+    def settle(self, durable: tuple[int, ...]) -> None:
+        """kmd has everything below *durable*: let go of what that covers, which is a prefix."""
+        sent = self._sent
+        while sent and sent[0].is_durable(durable):
+            self.cost_bytes -= sent.popleft().cost_bytes
+
+    def rewind(self, durable: tuple[int, ...]) -> None:
+        """A new connection: everything is unsent again but what is durable."""
+        waiting = [entry for entry in (*self._sent, *self._unsent) if not entry.is_durable(durable)]
+        self.replace(sent=(), unsent=waiting)
+
+    def list_sent(self) -> list[Entry]:
+        return list(self._sent)
+
+    def list_unsent(self) -> list[Entry]:
+        return list(self._unsent)
+
+    def replace(self, sent: Iterable[Entry], unsent: Iterable[Entry]) -> None:
+        """Hold exactly these."""
+        self._sent, self._unsent = deque(sent), deque(unsent)
+        self.unsent_bytes = sum(entry.cost_bytes for entry in self._unsent)
+        self.cost_bytes = self.unsent_bytes + sum(entry.cost_bytes for entry in self._sent)
