@@ -34,7 +34,7 @@ from kmd.record import (
 )
 from kmd.shim.bulk import RUN_MAX_CHUNKS, Bulk, Chunk, Piece, Segment, split_window
 from kmd.shim.held import CHUNK_OVERHEAD_BYTES, NEVER, Entry, Held
-from kmd.shim.spool import FREE_MIN_BYTES, Spool, read_exactly
+from kmd.shim.spool import FREE_MIN_BYTES, ROOM_FOR_KMD_BYTES, Spool, read_exactly
 
 LARGE_BYTES = 16 << 10
 """From that size on a chunk may come in a bulk, when kmd does not keep up."""
@@ -313,7 +313,11 @@ class Tap:
         if self._socket and self._held.cost_bytes > READ_ACKS_ABOVE_BYTES:
             self._read_acks(self._socket)
         too_much, began_s = self._held.cost_bytes > SPILL_ABOVE_BYTES, time.monotonic()
-        if too_much and began_s >= self._spool_from_s and self._spool.has_room(self._held.cost_bytes):
+        if (
+            too_much
+            and began_s >= self._spool_from_s
+            and self._spool.has_room(self._held.cost_bytes + ROOM_FOR_KMD_BYTES)
+        ):
             self._judge_disk(began_s, done=self._spill())
 
     def _spill(self) -> bool:
