@@ -10,14 +10,14 @@ F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
 """Linux's fcntl(2) commands for a pipe's capacity."""
 
 
-def run_detached(plan: Plan, server_pid: int, channels: Channels) -> None:
-    """Relay until every direction has ended."""
+def run_detached(plan: Plan, server_pid: int, channels: Channels, errors_fd: int, ready_fd: int) -> None:
+    """Relay until every direction has ended. errors_fd: the client's stderr, or -1; ready_fd: see start.READY."""
     ends = {target: relay_end for target, (_, relay_end) in channels.items()}
     for target, end in ends.items():
-        match_capacity(target, end)
+        match_capacity(errors_fd if target == 2 else target, end)
     from kmd.shim.relay import run  # noqa: PLC0415 - it takes longer than the server may need to look
 
-    run(plan.command, plan.name, plan.home, server_pid, ends[1], ends[0])
+    run(plan, server_pid, ends, errors_fd, ready_fd)
 
 
 def match_capacity(theirs: int, ours: int) -> None:

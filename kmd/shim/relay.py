@@ -15,49 +15,90 @@ import sys
 import time
 from _thread import allocate_lock, start_new_thread
 
-from kmd.record import PROTOCOL, TO_CLIENT, TO_SERVER, render_fields
+from kmd.record import PROTOCOL, STDERR, TO_CLIENT, TO_SERVER, render_fields
 from kmd.shim.bulk import CHUNK_BYTES, Tee, are_plain_pipes, load_tee
 from kmd.shim.link import Ending, Link
 from kmd.shim.spool import Spool
+from kmd.shim.start import Plan
 from kmd.shim.tap import LARGE_BYTES, Tap
 from kmd.shim.watch import Watch
 
 SWITCH_S = 0.0002
 """How long a thread here may keep the interpreter while a pump waits for it; the interpreter's own 5 ms is a pause."""
 MEETING_DIR = ".kilometers"
+KEPT_SIGNALS = frozenset(
+    getattr(_signal, name)
+    for name in ("SIGCHLD", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGSYS")
+)
+"""
+All others are ignored: the relay ends with the traffic, and with nothing else. `pkill -f` of a server's name hits its
+relay, too, as both have the same words, and the server's answer to the signal must still arrive.
+"""
 
 
-def run(command: list[str], name: str | None, home: str | None, server_pid: int, near: int, far: int) -> None:
+def run(plan: Plan, server_pid: int, ends: dict[int, int], errors_fd: int, ready_fd: int) -> None:
     """
-    Relay the client's descriptors 0 and 1 to the server's *far* (its stdin) and *near* (its stdout) until both
-    directions have ended. Runs in the detached process; *command* and *name* only describe the session.
+    Relay between the client's descriptors and *ends*, the other sides of the server's, until all directions have
+    ended. errors_fd: the client's stderr, where it is captured or reported on, or -1; ready_fd: see start.READY.
+
+    Raises an exception only before the first byte.
     """
     now_ns = time.time_ns()
     session_id = new_session_id(now_ns, os.urandom(10))
-    hello = describe(command, name, server_pid, session_id, now_ns)
+    hello = describe(plan.command, plan.name, server_pid, session_id, now_ns)
     try:
-        meeting = meeting_dir(home)
+        meeting = meeting_dir(plan.home)
     except OSError:
         meeting = "/"  # a relative home under a folder that is gone: nothing to connect to, but the traffic runs
-    let_go(keep=(0, 1, near, far))
+    let_go(keep=(0, 1, errors_fd, ready_fd, *ends.values()))
     wake_in, wake_out = os.pipe()
     os.set_blocking(wake_out, False)
     os.set_blocking(wake_in, False)
-    spool = Spool(meeting, session_id, hello)
-    tap = Tap(wake_out, spool)
+    flows = [(0, ends[0], TO_SERVER), (ends[1], 1, TO_CLIENT)]
+    if 2 in ends:
+        flows.append((ends[2], errors_fd, STDERR))
     ending = Ending()
     watch = open_watch()
-    session = Session(tap, watch, ending)
+    spool: Spool
+    tap: Tap
+    session: Session
+    if plan.strict:
+        from kmd.shim.strict import StrictSession, StrictTap, SyncedSpool  # noqa: PLC0415 - the others need not wait
+
+        spool = synced = SyncedSpool(meeting, session_id, hello)
+        tap = recorder = StrictTap(wake_out, synced)
+        session = StrictSession(recorder, watch, ending, len(flows), errors_fd)
+        session.get_ready(ready_fd)
+    else:
+        spool = Spool(meeting, session_id, hello)
+        tap = Tap(wake_out, spool)
+        if os.isatty(0):
+            from kmd.shim.terminal import TerminalSession  # noqa: PLC0415 - no MCP client gives a terminal
+
+            session = TerminalSession(tap, watch, ending, len(flows), server_pid)
+        else:
+            session = Session(tap, watch, ending, len(flows))
     sys.setswitchinterval(SWITCH_S)
-    start_new_thread(session.pump, (0, far, TO_SERVER))
-    start_new_thread(session.pump, (near, 1, TO_CLIENT))
+    start_pumps(session, flows)
     if watch is not None:
         start_new_thread(watch.run, ())
     session.load_tee()
     try:
         Link(tap, spool, ending, hello, meeting, wake_in).run()
+    except Exception:  # noqa: BLE001, S110 - no fault of the capture may end the traffic
+        pass
     finally:
         session.wait()
+
+
+def start_pumps(session: "Session", flows: list[tuple[int, int, int]]) -> None:
+    """One for each of *flows*. Raises RuntimeError when there is no thread to be had even for the first."""
+    start_new_thread(session.pump, flows[0])
+    try:
+        for flow in flows[1:]:
+            start_new_thread(session.pump, flow)
+    except RuntimeError:
+        os._exit(1)  # one direction alone would only look like a relay
 
 
 def meeting_dir(home: str | None) -> str:
@@ -104,8 +145,12 @@ def new_session_id(now_ns: int, random: bytes) -> str:
 def let_go(keep: tuple[int, ...]) -> None:
     """Hold nothing of the client's but the two pipes: not its directory, its stderr or another descriptor."""
     os.chdir("/")
-    for signum in (_signal.SIGPIPE, _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGXFSZ):
-        _signal.signal(signum, _signal.SIG_IGN)
+    for signum in range(1, _signal.NSIG):
+        if signum not in KEPT_SIGNALS:
+            try:
+                _signal.signal(signum, _signal.SIG_IGN)
+            except (OSError, ValueError):
+                pass  # not to be ignored, or the C library's own
     try:
         listed = os.listdir("/dev/fd")
     except OSError:
@@ -125,14 +170,14 @@ def let_go(keep: tuple[int, ...]) -> None:
 
 
 class Session:
-    """The two pumps and what they know about the end: who closed first, and whether both are done."""
+    """The pumps, *flows* of them, and what they know about the end: who closed first, and whether all are done."""
 
-    def __init__(self, tap: Tap, watch: Watch | None, ending: Ending) -> None:
+    def __init__(self, tap: Tap, watch: Watch | None, ending: Ending, flows: int) -> None:
         self._tap = tap
         self._watch = watch
         self._ending = ending
         self._lock = allocate_lock()
-        self._running = 2
+        self._running = flows
         self._done = allocate_lock()
         self._done.acquire()
         self._closed_first = b""
@@ -145,18 +190,19 @@ class Session:
 
     def pump(self, near: int, far: int, stream: int) -> None:
         """Pass *near* on to *far* until one of them ends; then close both, as the two ends would see it bare."""
-        closed_by = b"server" if stream == TO_CLIENT else b"client"
+        near_side, far_side = (b"client", b"server") if stream == TO_SERVER else (b"server", b"client")
+        closed_by = near_side
         if self._watch is not None:
             self._watch.begin(near, far)
         try:
             if not self._relay(near, far, stream):
-                closed_by = b"client" if stream == TO_CLIENT else b"server"
+                closed_by = far_side
         finally:
             if self._watch is not None:
                 self._watch.end(far)
             os.close(far)
             os.close(near)
-            self._end(closed_by)
+            self._end(b"" if stream == STDERR else closed_by)
 
     def _relay(self, near: int, far: int, stream: int) -> bool:
         """Returns whether the near side ended (True) or the far side went away (False)."""

@@ -35,7 +35,7 @@ FREE_MIN_BYTES = 64 << 20
 """What a spool leaves free on the disk once it is larger than a little: other programs need some."""
 LITTLE_BYTES = 16 << 20
 ROOM_FOR_KMD_BYTES = 16 << 20
-"""What even a little spool leaves free while its relay lives: with the last of the disk kmd can deliver and make room."""
+"""What even a little spool leaves free while its relay lives: with it kmd can deliver, and so make room."""
 PARTS_AT_ONCE = 512
 """Buffers of one write; the kernel takes at most 1024."""
 

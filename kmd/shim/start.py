@@ -11,8 +11,10 @@ import _signal
 import os
 import sys
 
-EX_USAGE, EX_CANNOT_EXECUTE, EX_NOT_FOUND = 2, 126, 127
-VALUES, SHOWS = ("--name", "--home"), ("--help", "-h", "--version")
+EX_USAGE, EX_UNABLE, EX_CANNOT_EXECUTE, EX_NOT_FOUND = 2, 125, 126, 127
+FLAGS, VALUES, SHOWS = ("--stderr", "--strict"), ("--name", "--home"), ("--help", "-h", "--version")
+READY = b"ready"
+"""What a strict relay says once it can record; anything else is why it cannot."""
 DEFAULT_PATH = b"/usr/local/bin:/usr/bin:/bin"
 COERCED_LOCALES = (b"C.UTF-8", b"C.utf8", b"UTF-8")
 CHUNK_BYTES = 64 << 10
@@ -22,16 +24,19 @@ S_IFMT, S_IFSOCK, S_IFCHR = 0o170000, 0o140000, 0o020000
 class Plan:
     """
     What the command line asks for. name: None means the command's file name. shows: help or version instead.
-    announce_fd: where the relay's pid is to be written, or -1.
+    announce_fd: where the relay's pid is to be written, or -1. has_stderr: whether the client gave one.
     """
 
-    __slots__ = ("announce_fd", "command", "home", "name", "shows")
+    __slots__ = ("announce_fd", "command", "has_stderr", "home", "name", "shows", "stderr", "strict")
 
     def __init__(self) -> None:
         self.announce_fd = -1
+        self.has_stderr = is_open(2)
         self.home: str | None = None
         self.name: str | None = None
         self.shows = ""
+        self.stderr = False
+        self.strict = False
         self.command: list[str] = []
 
 
@@ -46,6 +51,11 @@ def parse_args(args: list[str]) -> Plan:
         if option in SHOWS:
             plan.shows = option.lstrip("-")[0]
             return plan
+        if option in FLAGS:
+            if equals:
+                raise ValueError(f"{option} takes no value")
+            setattr(plan, option[2:], True)
+            continue
         if option not in VALUES:
             raise ValueError(f"unknown option {option}")
         if not equals:
@@ -62,7 +72,7 @@ def parse_args(args: list[str]) -> Plan:
 
 
 def main() -> None:
-    """The `km` command. Never returns: it becomes the server, or exits 0, 2, 126, 127."""
+    """The `km` command. Never returns: it becomes the server, or exits 0, 2, 125 (not as strict as asked), 126, 127."""
     try:
         plan = parse_args(sys.argv[1:])
     except ValueError as exc:
@@ -76,7 +86,7 @@ def main() -> None:
     environ = original_environ()
     if os.getpid() == 1:
         plan.announce_fd = stay_as_init()
-    channels = open_channels()
+    channels = open_channels(plan)
     if start_relay(plan, channels):
         for target, (server_end, _) in channels.items():
             os.dup2(server_end, target)
@@ -155,20 +165,30 @@ Channels = dict[int, tuple[int, int]]
 """What takes the place of the server's descriptors: descriptor -> (the server's end, the relay's end)."""
 
 
-def open_channels() -> Channels:
+def open_channels(plan: Plan) -> Channels:
     """
-    Those for stdin and stdout; empty when there is none to be had, or nothing to replace: a server that is started
-    without stdin or stdout gets no relay.
+    Those for stdin and stdout, and for stderr if *plan* wants it; empty when there is none to be had, or nothing to
+    replace: a server that is started without stdin or stdout gets no relay.
     """
     channels: Channels = {}
     try:
         for target in (0, 1):
             channels[target] = open_channel(target, server_reads=target == 0)
+        if plan.stderr and plan.has_stderr:
+            channels[2] = open_channel(2, server_reads=False)
     except OSError:
         for pair in channels.values():
             close_all(pair)
         channels.clear()
     return channels
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def close_all(fds: tuple[int, ...]) -> None:
@@ -203,22 +223,31 @@ def open_channel(like: int, server_reads: bool) -> tuple[int, int]:  # noqa: FBT
 def start_relay(plan: Plan, channels: Channels) -> bool:
     """
     Start it; the relay's ends of *channels* are its own then. False when it cannot be started: the server keeps the
-    client's descriptors, and only the capture is missing.
+    client's descriptors, and only the capture is missing. A strict km rather ends.
     """
     server_pid = os.getpid()
+    ready_in = ready_out = -1
     status = 1
     try:
+        if plan.strict:
+            ready_in, ready_out = os.pipe()
         if channels:
             child = os.fork()
             if child == 0:
                 for server_end, _ in channels.values():
                     os.close(server_end)
-                run_relay(plan, server_pid, channels)
+                run_relay(plan, server_pid, channels, ready_out)
             status = wait_for_fork(child)
     except OSError:
         pass
     for _, relay_end in channels.values():
         os.close(relay_end)
+    if plan.strict:
+        close_all((ready_out,) if ready_out >= 0 else ())
+        said = os.read(ready_in, 1000) if status == 0 else b"the relay cannot be started"
+        if said != READY:
+            fail(EX_UNABLE, f"--strict: {said.decode('utf-8', 'replace') or 'the relay has failed'}")
+        os.close(ready_in)
     return status == 0
 
 
@@ -240,7 +269,7 @@ def forget_child() -> None:
         _signal.signal(_signal.SIGCHLD, handler)
 
 
-def run_relay(plan: Plan, server_pid: int, channels: Channels) -> None:
+def run_relay(plan: Plan, server_pid: int, channels: Channels, ready_fd: int) -> None:
     """In the child: leave the client's session, fork the relay proper, run it. Never returns."""
     try:
         os.setsid()
@@ -250,25 +279,33 @@ def run_relay(plan: Plan, server_pid: int, channels: Channels) -> None:
             os._exit(0)
     except BaseException:  # noqa: BLE001 - whatever it is, the server must start
         os._exit(1)
+    errors_fd = -1
     try:
+        if plan.has_stderr and (plan.strict or plan.stderr):
+            errors_fd = os.dup(2)
         let_go_of_stderr(keep=tuple(relay_end for _, relay_end in channels.values()))
         from kmd.shim.detached import run_detached  # noqa: PLC0415 - after the fork: the server does not wait for it
 
-        run_detached(plan, server_pid, channels)
-    except Exception:  # noqa: BLE001 - whatever it is, and before the first byte: the traffic comes first
-        pass_plainly(channels)
+        run_detached(plan, server_pid, channels, errors_fd, ready_fd)
+    except Exception as exc:  # noqa: BLE001 - whatever it is, and before the first byte: the traffic comes first
+        if plan.strict:
+            os.write(ready_fd, str(exc).encode("utf-8", "replace"))
+        else:
+            pass_plainly(channels, errors_fd)
     finally:
         os._exit(0)
 
 
-def pass_plainly(channels: Channels) -> None:
+def pass_plainly(channels: Channels, errors_fd: int) -> None:
     """
     Capture is impossible (a damaged installation, no memory, too few descriptors), but bytes still cross: one process
     for each direction copies them, and that is all it does.
     """
     ends = {target: relay_end for target, (_, relay_end) in channels.items()}
     pairs = [(0, ends[0]), (ends[1], 1)]
-    fds = {0, 1, *ends.values()}
+    if 2 in ends:
+        pairs.append((ends[2], errors_fd))
+    fds = {0, 1, errors_fd, *ends.values()} - {-1}
     for pair in pairs[1:]:
         if os.fork() == 0:
             copy(*pair, fds)

@@ -116,7 +116,7 @@ def launch(words: list[str], environ: dict[str, str], lock: int) -> None:
         # To another descriptor: the copy lacks close-on-exec. Whatever else the relay has is closed by exec.
         actions.append((os.POSIX_SPAWN_DUP2, lock, null))
         _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
-        ignored = [_signal.SIGPIPE, _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGCHLD, _signal.SIGXFSZ]
-        os.posix_spawn(words[0], words, {**known, **environ}, file_actions=actions, setsid=True, setsigdef=ignored)
+        defaults = _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}  # a relay ignores nearly all
+        os.posix_spawn(words[0], words, {**known, **environ}, file_actions=actions, setsid=True, setsigdef=defaults)
     finally:
         os.close(null)

@@ -74,6 +74,13 @@ class Client:
             line += part
         return line
 
+    def receive_errors(self, size: int) -> bytes:
+        """Exactly *size* bytes of stderr, less only at its end."""
+        data = b""
+        while len(data) < size and (part := read_some(self.errors, size - len(data))):
+            data += part
+        return data
+
     def receive_rest(self) -> bytes:
         return read_rest(self.output)
 
@@ -122,6 +129,11 @@ class Client:
             os.close(self.output)
             self.output = -1
 
+    def close_errors(self) -> None:
+        if self.errors >= 0:
+            os.close(self.errors)
+            self.errors = -1
+
     def poll_errors(self, wait_ms: int) -> bool:
         """Whether something, or the end, can be read from stderr within *wait_ms*."""
         return is_readable(self.errors, wait_ms)
@@ -152,9 +164,7 @@ class Client:
     def close(self) -> None:
         self.close_input()
         self.close_output()
-        if self.errors >= 0:
-            os.close(self.errors)
-            self.errors = -1
+        self.close_errors()
 
 
 def take_fd(pipe: IO[bytes] | None) -> int:

@@ -72,6 +72,24 @@ def chatter() -> None:
         write_all(part)
 
 
+def noise(size: str) -> None:
+    """Write *size* bytes of every kind to stderr, say on stdout that all went out, echo."""
+    data = bytes(range(256)) * (int(size) // 256 + 1)
+    write_all(data[: int(size)], 2)
+    write_all(b"all out\n")
+    echo()
+
+
+def mark(path: str) -> None:
+    """Echo; how many bytes have come so far is appended to the file *path* before they go back."""
+    marks = os.open(path, os.O_WRONLY | os.O_APPEND)
+    came = 0
+    while part := os.read(0, CHUNK_BYTES):
+        came += len(part)
+        os.write(marks, b"%d" % came)
+        write_all(part)
+
+
 def sizes() -> None:
     """Answer each read with its size: shows how the bytes were cut."""
     while part := os.read(0, CHUNK_BYTES):
@@ -205,6 +223,14 @@ def notice_reader_gone(*how: str) -> None:
         note(errno.errorcode.get(exc.errno or 0, "?"))
 
 
+def notice_errors_gone() -> None:
+    """The same of stderr."""
+    write_all(b"ready\n")
+    write_all(b"gone %d\n" % wait_gone(2))
+    default_sigpipe()
+    note("anyone?")
+
+
 def flood() -> None:
     """Write for ever; ends by SIGPIPE."""
     default_sigpipe()
@@ -301,10 +327,9 @@ def orphaned(*words: str) -> None:
 
 
 PROBES: tuple[Callable[..., None], ...] = (
-    echo, echo_then, chatter, sizes, emit, die, obey, report, after_eof, close_stdout, close_stdin, close_both,
-    notice_reader_gone, flood, reluctant, heap, both_first, lines_both, leave_child, leave_deaf_child,
-    late_child, stubborn, deaf,
-    orphaned,
+    echo, echo_then, chatter, noise, mark, sizes, emit, die, obey, report, after_eof, close_stdout, close_stdin,
+    close_both, notice_reader_gone, notice_errors_gone, flood, reluctant, heap, both_first, lines_both, leave_child,
+    leave_deaf_child, late_child, stubborn, deaf, orphaned,
 )  # fmt: skip
 
 if __name__ == "__main__":

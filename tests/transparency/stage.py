@@ -40,6 +40,16 @@ def km(home: Path, words: list[str]) -> list[str]:
     return [sys.executable, "-I", "-S", str(LAUNCH), "--home", str(home), "--", *words]
 
 
+def km_stderr(home: Path, words: list[str]) -> list[str]:
+    """km that captures stderr, too."""
+    return [sys.executable, "-I", "-S", str(LAUNCH), "--home", str(home), "--stderr", "--", *words]
+
+
+def km_strict(home: Path, words: list[str]) -> list[str]:
+    """km as an auditor wants it."""
+    return [sys.executable, "-I", "-S", str(LAUNCH), "--home", str(home), "--strict", "--", *words]
+
+
 def km_script(home: Path, words: list[str]) -> list[str]:
     """km as a person types it."""
     return [command("km"), "--home", str(home), "--", *words]

@@ -140,11 +140,11 @@ STATES: tuple[State, ...] = (
 )  # fmt: skip
 
 
-def behind(home: Path) -> Wrap:
-    """km whose kmd is under *home*, whatever the stage."""
+def behind(home: Path, wrap: Wrap = km) -> Wrap:
+    """km, in the form *wrap*, whose kmd is under *home*, whatever the stage."""
 
     def km_there(_: Path, words: list[str]) -> list[str]:
-        return km(home, words)
+        return wrap(home, words)
 
     return km_there
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -90,16 +91,38 @@ def inode_of(link: str) -> int:
     return int(rest.rstrip("]")) if kind == "pipe" else 0
 
 
+@pytest.mark.parametrize("name", ["TERM", "HUP", "INT", "USR1", "USR2", "ALRM", "PIPE", "XCPU"])
+def test_a_signal_that_meets_the_relay_does_not_end_the_session(name: str, tmp_path: Path) -> None:
+    """`pkill -f` finds the relay by the server's words."""
+    with Stage(tmp_path, km) as stage:
+        client = stage.probe("echo")
+        client.send(b"x")
+        client.receive(1)
+        relay = relay_of(stage, client)
+        wait_for(lambda: str(Path(f"/proc/{relay}/cwd").readlink()) == "/", "the relay to settle")
+        os.kill(relay, getattr(signal, f"SIG{name}"))
+        client.send(b"still there")
+        assert client.receive(11) == b"still there"
+        assert client.finish() == {"output": b"", "errors": b"", "status": 0}
+        assert stage.left() == []
+
+
 @pytest.mark.parametrize("lacks", ["relay.py", "detached.py"])
-def test_a_damaged_installation_costs_the_capture_alone(lacks: str, tmp_path: Path) -> None:
-    """Its files may be half replaced by an upgrade just now."""
+@pytest.mark.parametrize("option", [[], ["--stderr"], ["--strict"]])
+def test_a_damaged_installation_costs_the_capture_alone(lacks: str, option: list[str], tmp_path: Path) -> None:
+    """Its files may be half replaced by an upgrade just now. Who wants it strict gets no server."""
     shim = tmp_path / "kmd" / "shim"
     shutil.copytree(LAUNCH.parent, shim, ignore=shutil.ignore_patterns(lacks, "__pycache__"))
 
     def damaged(home: Path, words: list[str]) -> list[str]:
-        return [sys.executable, "-I", "-S", str(shim / "launch.py"), "--home", str(home), "--", *words]
+        return [sys.executable, "-I", "-S", str(shim / "launch.py"), "--home", str(home), *option, "--", *words]
 
     with Stage(tmp_path, damaged) as stage:
+        if option == ["--strict"]:
+            record = stage.probe("echo").finish(b"x")
+            assert (record["output"], record["status"]) == (b"", 125)
+            assert record["errors"].startswith(b"km: --strict: ")
+            return
         client = stage.probe("chatter")
         for number in range(100):
             line = b"%02d" % number * 500 + b"\n"

@@ -27,7 +27,7 @@ def run(words: list[str], data: bytes = b"", env: dict[str, str] | None = None) 
 def test_help_says_how_and_gives_an_example(form: str, words: list[str]) -> None:
     done = run([*FORMS[form], *words])
     assert (done.returncode, done.stderr) == (0, b"")
-    for said in (b"usage: km ", b"--name NAME", b"--home DIR", b"mcp-server-time"):
+    for said in (b"usage: km ", b"--name NAME", b"--home DIR", b"--stderr", b"--strict", b"mcp-server-time"):
         assert said in done.stdout
 
 
@@ -56,6 +56,7 @@ def test_the_script_knows_its_version() -> None:
         (["--home", "", "cat"], b"--home needs a value"),
         (["--nmae", "x", "cat"], b"unknown option --nmae"),
         (["-x", "cat"], b"unknown option -x"),
+        (["--strict=yes", "cat"], b"--strict takes no value"),
     ],
 )
 def test_wrong_usage_is_one_line_with_the_next_step(form: str, words: list[str], says: bytes) -> None:
@@ -169,6 +170,6 @@ def test_the_reference_page_has_every_option_and_no_other() -> None:
     page = (REPOSITORY / "docs" / "km.md").read_text()
     documented = set(re.findall(r"^\| `(--[a-z]+)", page, re.MULTILINE))
     said = set(re.findall(r"^  (--[a-z]+)", run([*FORMS["quick"], "--help"]).stdout.decode(), re.MULTILINE))
-    assert documented == said == {*start.VALUES, *start.SHOWS} - {"-h"}
-    for status in (start.EX_USAGE, start.EX_CANNOT_EXECUTE, start.EX_NOT_FOUND):
+    assert documented == said == {*start.FLAGS, *start.VALUES, *start.SHOWS} - {"-h"}
+    for status in (start.EX_USAGE, start.EX_UNABLE, start.EX_CANNOT_EXECUTE, start.EX_NOT_FOUND):
         assert re.search(rf"^\|[\d ,]*\b{status}\b", page, re.MULTILINE)

@@ -2,11 +2,12 @@
 
 import os
 import pty
+import sys
 import tty
 from contextlib import suppress
 
 from tests.transparency.client import Client, Record, read_some
-from tests.transparency.stage import Stage, scenario
+from tests.transparency.stage import Stage, probe_words, scenario
 
 
 @scenario
@@ -46,6 +47,36 @@ def terminal_goes_away(stage: Stage) -> Record:
         os.close(ours)
     client.wait()
     return {}
+
+
+SHELL = """
+import fcntl, os, select, signal, subprocess, sys, time
+os.setsid()
+fcntl.ioctl(0, 0x540E, 0)  # TIOCSCTTY: like a login shell's, this is its terminal from now on
+child = subprocess.Popen(sys.argv[1:], process_group=0)
+os.write(1, b"job started\\n")
+time.sleep(1)  # time enough for another to take what is typed
+poll = select.poll()
+poll.register(0, select.POLLIN)
+os.write(1, b"the shell got " + (os.read(0, 100) if poll.poll(2000) else b"nothing") + b"\\n")
+os.killpg(child.pid, signal.SIGKILL)
+child.wait()
+"""
+
+
+@scenario
+def what_is_typed_for_the_shell_is_the_shells(stage: Stage) -> Record:
+    """The server is a job in the background; its relay must not read the terminal either."""
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    words = stage.wrap(stage.home, probe_words("echo"))
+    client = stage.start_bare([sys.executable, "-I", "-S", "-c", SHELL, *words], stdin=theirs, stdout=theirs)
+    os.close(theirs)
+    client.take_over(ours, os.dup(ours))
+    seen = [client.receive_line()]
+    client.send(b"a command")
+    seen.append(client.receive_line())
+    return {"seen": seen, "status": client.wait()}
 
 
 def on_terminal(stage: Stage, probe: str, *, raw: bool = True) -> tuple[Client, int]:
