@@ -312,12 +312,10 @@ class Tap:
         """Read what kmd has acknowledged, and spill if it is too much still."""
         if self._socket and self._held.cost_bytes > READ_ACKS_ABOVE_BYTES:
             self._read_acks(self._socket)
-        too_much, began_s = self._held.cost_bytes > SPILL_ABOVE_BYTES, time.monotonic()
-        if (
-            too_much
-            and began_s >= self._spool_from_s
-            and self._spool.has_room(self._held.cost_bytes + ROOM_FOR_KMD_BYTES)
-        ):
+        held_bytes, began_s = self._held.cost_bytes, time.monotonic()
+        if held_bytes <= SPILL_ABOVE_BYTES or began_s < self._spool_from_s:
+            return
+        if self._spool.has_room(held_bytes + ROOM_FOR_KMD_BYTES):
             self._judge_disk(began_s, done=self._spill())
 
     def _spill(self) -> bool:

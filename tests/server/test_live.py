@@ -12,6 +12,7 @@ import httpx
 import pytest
 from km_server.api import live
 from km_server.config import ServerConfig
+from km_server.store.values import News, StoredEvent
 
 from tests.server.clients import WAIT_S, Api, app_in_thread, database_url, make_batch, make_event, open_api
 from tests.server.test_commands import run
@@ -90,6 +91,15 @@ def test_a_follower_goes_on_where_it_was(api: Api) -> None:
             assert item
             seen.add(item["offset"])
         assert seen >= {number * 100 for number in range(2, 902)}
+
+
+def test_the_mark_comes_with_the_last_event_of_a_portion() -> None:
+    """Earlier, a reader that is cut off would miss the rest; later, it would get all of it again."""
+    events = [StoredEvent(number, "files", make_event(number), None) for number in range(3)]
+    blocks = live.render_news(News(events, 77), 0.001).decode().split("\n\n")[:-1]
+    assert [block.startswith("id: 77\n") for block in blocks] == [False, False, True]
+    assert [json.loads(block.rpartition("data: ")[2])["id"] for block in blocks] == [0, 1, 2]
+    assert live.render_news(News((), 78), 0.001) == b": alive\nid: 78\n\n"
 
 
 @pytest.mark.parametrize("query", ["after=x", "after=-1", "after=9" + "0" * 30, "kind=x", "limit=5"])
