@@ -29,6 +29,8 @@ BALLAST_LEAST_BYTES = 256 << 10
 """Less would not help; SQLite's shared memory alone takes 32 KiB."""
 BALLAST_SHARE = 1 / 16
 """Of the whole disk: the ballast is smaller on a small one."""
+COMMIT_BYTES = 1 << 20
+"""What one commit usually adds to the log at most."""
 BALLAST_SPARE = 4
 """It is made, and made again, only where so many times its size is free."""
 FULL_BELOW_BYTES = 1 << 20
@@ -82,8 +84,10 @@ class Room:
         self._ballast = ballast_of(path)
         self._page_bytes = self._scalar("PRAGMA page_size")
         self._ballast_bytes = ballast_size(path.parent)
-        # After so much log SQLite folds it into the file: it must still fit when nothing but the ballast is left.
-        self._db.execute(f"PRAGMA wal_autocheckpoint = {max(1, self._ballast_bytes // self._page_bytes)}")
+        # After so much log SQLite folds it into the file: with the commit that reaches it, it must still fit when
+        # nothing but the ballast is left.
+        log_bytes = max(self._ballast_bytes - COMMIT_BYTES, self._ballast_bytes // 4)
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {max(1, log_bytes // self._page_bytes)}")
         self._is_over = False
         self._is_pressed = False
         self.deleted_seq = (self._scalar("SELECT coalesce(min(seq), 0) FROM events") or self._scalar(LAST_SEQ) + 1) - 1

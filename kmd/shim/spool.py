@@ -34,8 +34,9 @@ FOLDER_MAX_BYTES = 4 << 30
 FREE_MIN_BYTES = 64 << 20
 """What a spool leaves free on the disk once it is larger than a little: other programs need some."""
 LITTLE_BYTES = 16 << 20
-ROOM_FOR_KMD_BYTES = 16 << 20
-"""What even a little spool leaves free while its relay lives: with it kmd can deliver, and so make room."""
+ROOM_FOR_KMD_BYTES, ROOM_FOR_KMD_PART = 16 << 20, 8
+"""What even a little spool leaves free while its relay lives, on a small disk an eighth of it: with it kmd can deliver,
+and so make room."""
 PARTS_AT_ONCE = 512
 """Buffers of one write; the kernel takes at most 1024."""
 
@@ -71,13 +72,14 @@ class Spool:
         self.position = len(self._hello)
 
     def has_room(self, size: int) -> bool:
-        """Whether so much is free on the disk: cheaper to ask than to fail."""
+        """Whether so much is free on the disk, and kmd's room besides: cheaper to ask than to fail."""
         folder = os.path.dirname(self._folder)
         try:
             disk = os.statvfs(folder if os.path.isdir(folder) else os.path.dirname(folder))
         except OSError:
             return False
-        return disk.f_bavail * disk.f_frsize >= size
+        room = min(ROOM_FOR_KMD_BYTES, disk.f_blocks * disk.f_frsize // ROOM_FOR_KMD_PART)
+        return disk.f_bavail * disk.f_frsize >= size + room
 
     def append(self, entries: Sequence[Entry]) -> bool:
         """Write *entries*, all or none. Returns False when the disk or a bound does not allow it."""

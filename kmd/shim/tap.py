@@ -34,7 +34,7 @@ from kmd.record import (
 )
 from kmd.shim.bulk import RUN_MAX_CHUNKS, Bulk, Chunk, Piece, Segment, split_window
 from kmd.shim.held import CHUNK_OVERHEAD_BYTES, NEVER, Entry, Held
-from kmd.shim.spool import FREE_MIN_BYTES, ROOM_FOR_KMD_BYTES, Spool, read_exactly
+from kmd.shim.spool import FREE_MIN_BYTES, Spool, read_exactly
 
 LARGE_BYTES = 16 << 10
 """From that size on a chunk may come in a bulk, when kmd does not keep up."""
@@ -315,7 +315,7 @@ class Tap:
         held_bytes, began_s = self._held.cost_bytes, time.monotonic()
         if held_bytes <= SPILL_ABOVE_BYTES or began_s < self._spool_from_s:
             return
-        if self._spool.has_room(held_bytes + ROOM_FOR_KMD_BYTES):
+        if self._spool.has_room(held_bytes):
             self._judge_disk(began_s, done=self._spill())
 
     def _spill(self) -> bool:
