@@ -72,11 +72,11 @@ class Segment:
     again; each is written by one thread. `is_spoilt` when the pipe holds bytes that have not crossed.
     """
 
-    __slots__ = ("_slots", "is_spoilt", "read_end", "size_bytes", "taken_in", "taken_out", "write_end")
+    __slots__ = ("_slots", "is_spoilt", "read_end", "taken_in", "taken_out", "write_end")
 
     def __init__(self) -> None:
         """Raises OSError when the kernel does not give a pipe of that size."""
-        self.taken_in = self.taken_out = self.size_bytes = 0
+        self.taken_in = self.taken_out = 0
         self.is_spoilt = False
         self.read_end, self.write_end = os.pipe()
         try:
