@@ -1,4 +1,10 @@
-"""What every test shares: hypothesis explores the same examples on every machine and is never hurried."""
+"""
+What every test shares: hypothesis explores the same examples on every machine and is never hurried, and Ctrl-C works.
+
+A shell starts what it puts in the background with SIGINT and SIGQUIT ignored, and whatever the tests start inherits it.
+"""
+
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -11,3 +17,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("kilometers")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
