@@ -1,7 +1,8 @@
 """
 What every test shares: hypothesis explores the same examples on every machine and is never hurried, and Ctrl-C works.
 
-A shell starts what it puts in the background with SIGINT and SIGQUIT ignored, and whatever the tests start inherits it.
+A shell starts what it puts in the background with SIGINT and SIGQUIT ignored, and nohup does it with
+SIGHUP; whatever the tests start inherits that.
 """
 
 import signal
@@ -18,7 +19,8 @@ settings.register_profile(
 )
 settings.load_profile("kilometers")
 
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
