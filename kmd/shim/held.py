@@ -61,20 +61,18 @@ class Entry:
 
 
 class Held:
-    """The records in order. `cost_bytes` is what all of them take, `unsent_bytes` what the unsent ones do."""
+    """The records in order. `cost_bytes` is what all of them take."""
 
-    __slots__ = ("_sent", "_unsent", "cost_bytes", "unsent_bytes")
+    __slots__ = ("_sent", "_unsent", "cost_bytes")
 
     def __init__(self) -> None:
         self._sent: deque[Entry] = deque()
         self._unsent: deque[Entry] = deque()
         self.cost_bytes = 0
-        self.unsent_bytes = 0
 
     def add(self, entry: Entry) -> None:
         self._unsent.append(entry)
         self.cost_bytes += entry.cost_bytes
-        self.unsent_bytes += entry.cost_bytes
 
     @property
     def next_unsent(self) -> Entry | None:
@@ -82,9 +80,7 @@ class Held:
 
     def mark_sent(self) -> None:
         """The next unsent one has gone out whole."""
-        entry = self._unsent.popleft()
-        self.unsent_bytes -= entry.cost_bytes
-        self._sent.append(entry)
+        self._sent.append(self._unsent.popleft())
 
     def settle(self, durable: tuple[int, ...]) -> None:
         """kmd has everything below *durable*: let go of what that covers, which is a prefix."""
@@ -106,5 +102,4 @@ class Held:
     def replace(self, sent: Iterable[Entry], unsent: Iterable[Entry]) -> None:
         """Hold exactly these."""
         self._sent, self._unsent = deque(sent), deque(unsent)
-        self.unsent_bytes = sum(entry.cost_bytes for entry in self._unsent)
-        self.cost_bytes = self.unsent_bytes + sum(entry.cost_bytes for entry in self._sent)
+        self.cost_bytes = sum(entry.cost_bytes for entry in (*self._sent, *self._unsent))
