@@ -12,7 +12,7 @@ import pytest
 from km_server.api.openapi import render_document
 from km_server.api.operations import Operation
 from km_server.api.routes import OPERATIONS
-from km_server.ingest.check import BatchBody, Envelope, SingleBody, SingleEnvelope
+from km_server.ingest.form import BatchBody, Envelope, SingleBody, SingleEnvelope
 from km_server.store.values import Scope
 
 from tests.server.clients import WAIT_S, Api, make_answer, make_batch, make_event, new_key

@@ -11,7 +11,8 @@ from km_server.api.operations import Operation, Success
 from km_server.config import ServerConfig
 from km_server.context import BODIES, CONFIG, EVENT_RATE, KEY, METRICS
 from km_server.ingest.body import Encoding, InflationLimit, inflate, parse_encoding, read_packed, require_json
-from km_server.ingest.check import BatchBody, BatchBounds, CheckedBatch, SingleBody, parse_batch, parse_single
+from km_server.ingest.check import BatchBounds, CheckedBatch, parse_batch, parse_single
+from km_server.ingest.form import BatchBody, SingleBody
 from km_server.ingest.senders import SENDERS
 from km_server.limits import Lease, too_many
 from km_server.refusals import ErrorDetail
