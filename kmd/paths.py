@@ -4,7 +4,7 @@ Where things are. Pure: the environment and the home directory are arguments.
 With a *home* (`--home`, else `KM_HOME`) everything is under that one directory. Without one, configuration
 and state are in the platform's places, and the *meeting place* of `km` and kmd (sockets, spools) is
 `~/.kilometers`: MCP clients pass on only HOME, so nothing else of the environment may decide it.
-kmd.shim.relay.meeting_dir says the same for `km`, which must not import this; a test holds the two together.
+kmd.shim.hello.meeting_dir says the same for `km`, which must not import this; a test holds the two together.
 """
 
 import os

@@ -19,7 +19,7 @@ settings.register_profile(
 )
 settings.load_profile("kilometers")
 
-for number in (signal.SIGHUP, signal.SIGQUIT):
+for number in (getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)):  # not on Windows
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

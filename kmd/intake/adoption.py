@@ -30,7 +30,7 @@ GATHER_S = 0.5
 READ_BYTES = 256 << 10
 SUFFIX = ".spool"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""The one that HELLO names (kmd.shim.relay.boot_id). Where there is none, only what a CRC covers is believed."""
+"""The one that HELLO names (kmd.shim.hello.boot_id). Where there is none, only what a CRC covers is believed."""
 
 log = structlog.get_logger(__name__)
 

@@ -17,7 +17,8 @@ from kmd.shim.spool import Spool
 from kmd.shim.tap import Tap
 
 SOCKET = "kmd.sock"
-GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
+READABLE, WRITABLE, GONE = 0x01, 0x04, 0x38
+"""poll(2)'s numbers for POLLIN, POLLOUT, and POLLERR, POLLHUP or POLLNVAL. Windows has no poll to ask for them."""
 HANDSHAKE_S = 1.0
 """How long kmd may take for WELCOME; a kmd that needs longer is hung."""
 RETRY_FIRST_S, RETRY_MAX_S = 0.05, 2.0
@@ -73,21 +74,31 @@ class Link:
         start_kmd(self._meeting)
 
     def _connect(self) -> bool:
-        """One try: connect, HELLO, WELCOME. A long path is no obstacle: it is reached from its folder."""
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        sock.setblocking(False)
+        """One try: connect, HELLO, WELCOME."""
+        sock = self._open()
+        if sock is None:
+            return False
         try:
-            try:
-                os.chdir(self._meeting)
-                sock.connect(SOCKET)
-            finally:
-                os.chdir("/")
             sock.send(render_head(HELLO, NO_STREAM, 0, 0, self._hello) + self._hello)
             self._tap.attach(sock, self._read_welcome(sock))
         except (OSError, ValueError):
             sock.close()
             return False
         return True
+
+    def _open(self) -> _socket.socket | None:
+        """A connection to kmd, or None. A long path is no obstacle: it is reached from its folder."""
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            os.chdir(self._meeting)
+            sock.connect(SOCKET)
+        except OSError:
+            sock.close()
+            return None
+        finally:
+            os.chdir("/")
+        return sock
 
     def _read_welcome(self, sock: _socket.socket) -> tuple[int, ...]:
         """What kmd has of this session. Raises OSError when it does not say in time, ValueError on nonsense."""
@@ -105,11 +116,8 @@ class Link:
     def _await(self, sock: _socket.socket) -> None:
         """Until *sock* is readable, attending to the traffic meanwhile: it does not wait. Raises TimeoutError."""
         deadline_s = time.monotonic() + HANDSHAKE_S
-        poll = select.poll()
-        poll.register(self._wake_in, select.POLLIN)
-        poll.register(sock, select.POLLIN)
         while True:
-            ready = dict(poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000))
+            ready = self._wait(max(0.0, deadline_s - time.monotonic()), sock.fileno(), READABLE)
             self._attend()
             if sock.fileno() in ready:
                 return
@@ -125,12 +133,9 @@ class Link:
             fd, unsent = self._tap.poll_state()
             if fd < 0:
                 return
-            poll = select.poll()
-            poll.register(self._wake_in, select.POLLIN)
             wants_acks = ending or is_draining or self._spool.size_bytes > 0
-            poll.register(fd, (select.POLLOUT if unsent or may_drain else 0) | (select.POLLIN if wants_acks else 0))
-            timeout_s = LINGER_S if ending else self._pace.timeout_s()
-            ready = dict(poll.poll(None if timeout_s is None else timeout_s * 1000))
+            wanted = (WRITABLE if unsent or may_drain else 0) | (READABLE if wants_acks else 0)
+            ready = self._wait(LINGER_S if ending else self._pace.timeout_s(), fd, wanted)
             self._attend()
             self._answer(ready.get(fd, 0), is_draining=is_draining)
             if ending and not ready:
@@ -146,31 +151,25 @@ class Link:
 
     def _answer(self, events: int, *, is_draining: bool) -> None:
         """Do what the connection is ready for."""
-        if events & select.POLLOUT and is_draining:
+        if events & WRITABLE and is_draining:
             while self._tap.drain(DRAIN_BYTES) and self._may_drain():
                 pass
-        elif events & select.POLLOUT:
+        elif events & WRITABLE:
             self._tap.flush()
-        if events & (select.POLLIN | GONE) and not self._tap.read_acks() and events & GONE:
+        if events & (READABLE | GONE) and not self._tap.read_acks() and events & GONE:
             self._tap.detach()
 
     def _wait_away(self, duration_s: float) -> None:
         """Wait before the next try, spilling meanwhile; the end of the session cuts it short."""
         deadline_s = time.monotonic() + duration_s
-        poll = select.poll()
-        poll.register(self._wake_in, select.POLLIN)
         while not self._ending.ended and (left_s := deadline_s - time.monotonic()) > 0:
             self._observe()
-            poll.poll(min(left_s, self._pace.timeout_s() or left_s) * 1000)
+            self._wait(min(left_s, self._pace.timeout_s() or left_s))
             self._attend()
 
     def _attend(self) -> None:
         """Answer a wake-up: a moment later take in what the pumps have left by then, and spill what is too much."""
-        try:
-            while os.read(self._wake_in, 4096):
-                pass
-        except BlockingIOError:
-            pass
+        self._clear_wake()
         if self._tap.is_stirred and not self._ending.ended:
             time.sleep(self._pace.gather_s)
         self._observe()
@@ -178,3 +177,23 @@ class Link:
             before = self._tap.absorbed_bytes
             count = self._tap.absorb()
             self._pace.absorbed(count, self._tap.absorbed_bytes - before)
+
+    def _wait(self, timeout_s: float | None, fd: int = -1, wanted: int = 0) -> dict[int, int]:
+        """
+        Until there is news: a wake-up, what is *wanted* of *fd*, or its end; for ever with None.
+
+        Returns the state of each descriptor that has some; empty when the time is over.
+        """
+        poll = select.poll()
+        poll.register(self._wake_in, READABLE)
+        if fd >= 0:
+            poll.register(fd, wanted)
+        return dict(poll.poll(None if timeout_s is None else timeout_s * 1000))
+
+    def _clear_wake(self) -> None:
+        """Wake-ups so far have been seen."""
+        try:
+            while os.read(self._wake_in, 4096):
+                pass
+        except BlockingIOError:
+            pass

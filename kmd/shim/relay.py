@@ -15,8 +15,9 @@ import sys
 import time
 from _thread import allocate_lock, start_new_thread
 
-from kmd.record import PROTOCOL, STDERR, TO_CLIENT, TO_SERVER, render_fields
+from kmd.record import STDERR, TO_CLIENT, TO_SERVER
 from kmd.shim.bulk import CHUNK_BYTES, Tee, are_plain_pipes, load_tee
+from kmd.shim.hello import describe, meeting_dir, new_session_id
 from kmd.shim.link import Ending, Link
 from kmd.shim.spool import Spool
 from kmd.shim.start import Plan
@@ -25,7 +26,6 @@ from kmd.shim.watch import Watch
 
 SWITCH_S = 0.0002
 """How long a thread here may keep the interpreter while a pump waits for it; the interpreter's own 5 ms is a pause."""
-MEETING_DIR = ".kilometers"
 KEPT_SIGNALS = frozenset(
     getattr(_signal, name)
     for name in ("SIGCHLD", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGSYS")
@@ -99,47 +99,6 @@ def start_pumps(session: "Session", flows: list[tuple[int, int, int]]) -> None:
             start_new_thread(session.pump, flow)
     except RuntimeError:
         os._exit(1)  # one direction alone would only look like a relay
-
-
-def meeting_dir(home: str | None) -> str:
-    """Where kmd's socket is: --home, else KM_HOME, else one fixed place under HOME (see kmd.paths)."""
-    chosen = home or os.environ.get("KM_HOME")
-    if chosen:
-        return os.path.abspath(os.path.expanduser(chosen))
-    return os.path.join(os.path.expanduser("~"), MEETING_DIR)
-
-
-def describe(command: list[str], name: str | None, server_pid: int, session_id: str, now_ns: int) -> bytes:
-    """The body of HELLO. Arguments are left out: they may hold secrets, and nothing needs them."""
-    return render_fields(
-        {
-            "protocol": b"%d" % PROTOCOL,
-            "session": session_id.encode(),
-            "name": os.fsencode(name or os.path.basename(command[0])),
-            "command": os.fsencode(os.path.basename(command[0])),
-            "pid": b"%d" % server_pid,
-            "relay_pid": b"%d" % os.getpid(),
-            "started_at_ns": b"%d" % now_ns,
-            "boot": boot_id(),
-        }
-    )
-
-
-def boot_id() -> bytes:
-    """Which run of the machine this is, so that kmd knows whether a spool has lived through a power loss."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-            return file.read().strip()
-    except OSError:
-        return b""  # kmd then believes only what a CRC covers
-
-
-def new_session_id(now_ns: int, random: bytes) -> str:
-    """A UUIDv7 (RFC 9562 section 5.7) from the time and ten random bytes."""
-    value = (now_ns // 1_000_000) << 80 | int.from_bytes(random, "big")
-    value = value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def let_go(keep: tuple[int, ...]) -> None:

@@ -168,26 +168,40 @@ class Spool:
 
     def _open(self) -> None:
         """Make the file, locked before anything is in it, so that kmd never adopts a living relay's spool."""
-        import fcntl  # noqa: PLC0415 - only a relay that spools needs it
-
         for folder in (os.path.dirname(self._folder), self._folder):
             try:
-                os.mkdir(folder, 0o700)
+                self._make_folder(folder)
             except FileExistsError:
                 pass
         if folder_bytes(self._folder) > FOLDER_MAX_BYTES:
             raise OSError("the spool folder is full")
         self._generation += 1
         path = os.path.join(self._folder, f"{self._session}.{self._generation}{SUFFIX}")
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(path, flags, 0o600)
+        self._fd = self._make_file(path)
         self._path = path
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._write([self._hello])
         except OSError:
             self.discard()
             raise
+
+    def _make_folder(self, path: str) -> None:
+        """A private one. Raises OSError."""
+        os.mkdir(path, 0o700)
+
+    def _make_file(self, path: str) -> int:
+        """A new private one, locked. Raises OSError."""
+        import fcntl  # noqa: PLC0415 - only a relay that spools needs it
+
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(path, flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.unlink(path)
+            os.close(fd)
+            raise
+        return fd
 
     def _write(self, parts: Sequence[bytes | memoryview]) -> None:
         """Append *parts*; after a failure the file ends where it ended before. Raises OSError."""
@@ -196,16 +210,19 @@ class Spool:
             raise OSError("the spool is full")
         self._leave_room(size)
         try:
-            at = self.size_bytes
-            for start in range(0, len(parts), PARTS_AT_ONCE):
-                some = parts[start : start + PARTS_AT_ONCE]
-                if os.pwritev(self._fd, some, at) < sum(map(len, some)):
-                    raise OSError("the disk is full")
-                at += sum(map(len, some))
+            self._write_at(self.size_bytes, parts)
         except OSError:
             os.ftruncate(self._fd, self.size_bytes)
             raise
         self.size_bytes = size
+
+    def _write_at(self, at: int, parts: Sequence[bytes | memoryview]) -> None:
+        """All of *parts*. Raises OSError."""
+        for start in range(0, len(parts), PARTS_AT_ONCE):
+            some = parts[start : start + PARTS_AT_ONCE]
+            if os.pwritev(self._fd, some, at) < sum(map(len, some)):
+                raise OSError("the disk is full")
+            at += sum(map(len, some))
 
     def _leave_room(self, size: int) -> None:
         """Look at the disk now and then while the file grows. Raises OSError when it is nearly full."""

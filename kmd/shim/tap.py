@@ -50,6 +50,8 @@ READ_ACKS_ABOVE_BYTES = 128 << 10
 """Below this, acknowledgements may wait in the socket: reading each would cost the traffic a wake-up."""
 SLOW_DISK_S = 0.1
 """A spool write that takes longer came from a disk that would delay the traffic: it gets no other chance."""
+DONTWAIT = getattr(_socket, "MSG_DONTWAIT", 0)
+"""Windows has none: what the tap is given there never waits."""
 REFUSED_PAUSE_S = 0.5
 """After a spool write that failed: how long until the next try, which costs time too."""
 
@@ -195,10 +197,10 @@ class Tap:
                 return False
             try:
                 if self._rest:
-                    sent = self._socket.send(self._rest, _socket.MSG_DONTWAIT)
+                    sent = self._socket.send(self._rest, DONTWAIT)
                     self._rest = self._rest[sent:]
                 else:
-                    sent = self._socket.send(self._spool.read(length), _socket.MSG_DONTWAIT)
+                    sent = self._socket.send(self._spool.read(length), DONTWAIT)
                     self._spool.position += sent
             except BlockingIOError:
                 return False
@@ -348,10 +350,10 @@ class Tap:
         try:
             while (entry := self._held.next_unsent) is not None:
                 if self._rest:
-                    self._rest = self._rest[sock.send(self._rest, _socket.MSG_DONTWAIT) :]
+                    self._rest = self._rest[sock.send(self._rest, DONTWAIT) :]
                 else:
                     parts = entry.for_socket()
-                    sent = sock.sendmsg(parts, (), _socket.MSG_DONTWAIT)
+                    sent = sock.sendmsg(parts, (), DONTWAIT)
                     if sent < len(parts[0]) + entry.size_bytes:
                         self._rest = memoryview(b"".join(parts))[sent:]
                 if not self._rest:
@@ -364,7 +366,7 @@ class Tap:
     def _read_acks(self, sock: _socket.socket) -> bool:
         """Drop what kmd has made durable. An end of file or nonsense ends the connection."""
         try:
-            answer = sock.recv(4096, _socket.MSG_DONTWAIT)
+            answer = sock.recv(4096, DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:

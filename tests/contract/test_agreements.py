@@ -14,7 +14,7 @@ from kmd import record
 from kmd.mcp.names import Stream
 from kmd.paths import CONTROL_SOCKET, MEETING_DIR, SOCKET, SPOOL_DIR, find_places
 from kmd.shim import link, spool
-from kmd.shim.relay import meeting_dir
+from kmd.shim.hello import meeting_dir
 from kmd.wire import Event
 from tests.support.misbehaving import misbehaving, say
 from tests.support.processes import LAUNCH, WAIT_S, ask, quick_km, read_status, running_kmd, wait_for, write_config

@@ -20,7 +20,7 @@ from kmd.record import (
     render_run,
 )
 from kmd.shim.held import Entry
-from kmd.shim.relay import boot_id
+from kmd.shim.hello import boot_id
 from kmd.shim.spool import Spool
 from tests.support.processes import ask, read_status, running_kmd, wait_for
 
