@@ -8,7 +8,7 @@ time-outs, locks) is set with it and ends with it. asyncpg has no types: connect
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -78,6 +78,12 @@ def translate(error: Exception) -> StoreError:
             return StoreError(
                 "the PostgreSQL user may not do this", hint="km-server's user must own its tables and their schema"
             )
+        case asyncpg.ProtocolViolationError():  # a pooler's word for whatever is wrong
+            return StoreBusy(
+                "what stands before PostgreSQL refuses (PgBouncer?)",
+                retry_after_s=AWAY_RETRY_S,
+                hint="its log says why: user, password, the database's name, or no connection to PostgreSQL is free",
+            )
         case _:
             return StoreBusy("PostgreSQL does not answer", retry_after_s=AWAY_RETRY_S, hint="is it running?")
 
@@ -124,6 +130,14 @@ class Terms:
     statement_ms: int = STATEMENT_MS
     more: str = ""
 
+    @property
+    def begin_s(self) -> float:
+        """
+        How long the beginning may take. A pooler holds it back until a connection to PostgreSQL is free, and none of
+        PostgreSQL's own time-outs runs before.
+        """
+        return ACQUIRE_S + self.statement_ms / 1000
+
     def render(self) -> str:
         """The statements that open the transaction, in one round trip."""
         tenant = "" if self.tenant_id is None else int(self.tenant_id)
@@ -143,7 +157,7 @@ async def transaction(pool: Any, terms: Terms) -> AsyncIterator[Any]:
     """A transaction on a connection of its own: committed at the end, rolled back on any exception."""
     async with pool.acquire(timeout=ACQUIRE_S) as connection:
         try:
-            await connection.execute(terms.render())
+            await connection.execute(terms.render(), timeout=terms.begin_s)
             yield connection
             await connection.execute("COMMIT")
         except BaseException as exc:
@@ -157,14 +171,15 @@ async def abandon(connection: Any, error: BaseException) -> None:
 
     It is known when PostgreSQL itself has said what was wrong, or when the error is our own; not when the line broke.
     """
-    if isinstance(error, LINE_BROKE):
-        connection.terminate()
-        return
-    try:
-        if connection.is_in_transaction():
-            await connection.execute("ROLLBACK")
-    except KNOWN:
-        connection.terminate()
+    with suppress(asyncpg.InterfaceError):  # the pool may have let go of it already
+        if isinstance(error, LINE_BROKE):
+            connection.terminate()
+            return
+        try:
+            if connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+        except KNOWN:
+            connection.terminate()
 
 
 async def answer(connection: Any, asking: Asking[T]) -> T:
