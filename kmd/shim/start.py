@@ -9,6 +9,7 @@ interpreter has loaded, because every millisecond here delays the server.
 
 import _signal
 import os
+import stat
 import sys
 
 EX_USAGE, EX_UNABLE, EX_CANNOT_EXECUTE, EX_NOT_FOUND = 2, 125, 126, 127
@@ -18,20 +19,21 @@ READY = b"ready"
 DEFAULT_PATH = b"/usr/local/bin:/usr/bin:/bin"
 COERCED_LOCALES = (b"C.UTF-8", b"C.utf8", b"UTF-8")
 CHUNK_BYTES = 64 << 10
-S_IFMT, S_IFSOCK, S_IFCHR = 0o170000, 0o140000, 0o020000
 
 
 class Plan:
     """
     What the command line asks for. name: None means the command's file name. shows: help or version instead.
     announce_fd: where the relay's pid is to be written, or -1. has_stderr: whether the client gave one.
+    is_one_output: whether stdout and stderr are to stay one file, as with a shell's `2>&1`.
     """
 
-    __slots__ = ("announce_fd", "command", "has_stderr", "home", "name", "shows", "stderr", "strict")
+    __slots__ = ("announce_fd", "command", "has_stderr", "home", "is_one_output", "name", "shows", "stderr", "strict")
 
     def __init__(self) -> None:
         self.announce_fd = -1
         self.has_stderr = is_open(2)
+        self.is_one_output = False
         self.home: str | None = None
         self.name: str | None = None
         self.shows = ""
@@ -90,6 +92,8 @@ def main() -> None:
     if start_relay(plan, channels):
         for target, (server_end, _) in channels.items():
             os.dup2(server_end, target)
+        if plan.is_one_output:
+            os.dup2(1, 2)
     for server_end, _ in channels.values():
         os.close(server_end)
     become(plan.command, environ)
@@ -174,7 +178,8 @@ def open_channels(plan: Plan) -> Channels:
     try:
         for target in (0, 1):
             channels[target] = open_channel(target, server_reads=target == 0)
-        if plan.stderr and plan.has_stderr:
+        plan.is_one_output = is_one_output()
+        if plan.stderr and plan.has_stderr and not plan.is_one_output:
             channels[2] = open_channel(2, server_reads=False)
     except OSError:
         for pair in channels.values():
@@ -191,6 +196,15 @@ def is_open(fd: int) -> bool:
     return True
 
 
+def is_one_output() -> bool:
+    """Whether stdout and stderr are one pipe, socket or file, whose words have an order. A terminal may stay one."""
+    try:
+        output, errors = os.fstat(1), os.fstat(2)
+    except OSError:
+        return False
+    return os.path.samestat(output, errors) and not stat.S_ISCHR(output.st_mode)
+
+
 def close_all(fds: tuple[int, ...]) -> None:
     for fd in fds:
         os.close(fd)
@@ -205,10 +219,9 @@ def open_channel(like: int, server_reads: bool) -> tuple[int, int]:  # noqa: FBT
     is to read from it, as there is nothing to capture.
     """
     about = os.fstat(like)
-    kind = about.st_mode & S_IFMT
-    if kind == S_IFCHR and server_reads and about.st_rdev == os.stat("/dev/null").st_rdev:
+    if stat.S_ISCHR(about.st_mode) and server_reads and about.st_rdev == os.stat("/dev/null").st_rdev:
         return os.dup(like), os.open("/dev/null", os.O_WRONLY)
-    if kind == S_IFSOCK:
+    if stat.S_ISSOCK(about.st_mode):
         from _socket import socketpair  # noqa: PLC0415 - only these clients pay for it
 
         server_end, relay_end = (end.detach() for end in socketpair())

@@ -80,6 +80,14 @@ def noise(size: str) -> None:
     echo()
 
 
+def alternate(count: str) -> None:
+    """Say whether stdout and stderr are one file, then write *count* words to each, by turns."""
+    write_all(b"one file\n" if os.path.samestat(os.fstat(1), os.fstat(2)) else b"two files\n")
+    for number in range(int(count)):
+        write_all(b"o%d\n" % number)
+        write_all(b"e%d\n" % number, 2)
+
+
 def mark(path: str) -> None:
     """Echo; how many bytes have come so far is appended to the file *path* before they go back."""
     marks = os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -327,9 +335,9 @@ def orphaned(*words: str) -> None:
 
 
 PROBES: tuple[Callable[..., None], ...] = (
-    echo, echo_then, chatter, noise, mark, sizes, emit, die, obey, report, after_eof, close_stdout, close_stdin,
-    close_both, notice_reader_gone, notice_errors_gone, flood, reluctant, heap, both_first, lines_both, leave_child,
-    leave_deaf_child, late_child, stubborn, deaf, orphaned,
+    echo, echo_then, chatter, noise, alternate, mark, sizes, emit, die, obey, report, after_eof, close_stdout,
+    close_stdin, close_both, notice_reader_gone, notice_errors_gone, flood, reluctant, heap, both_first, lines_both,
+    leave_child, leave_deaf_child, late_child, stubborn, deaf, orphaned,
 )  # fmt: skip
 
 if __name__ == "__main__":

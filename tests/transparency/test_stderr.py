@@ -13,6 +13,7 @@ from tests.transparency.test_away import behind
 
 NAMES = (
     "bytes_come_back[line_of_1_mib]", "errors_stay_apart_from_output", "errors_end_with_the_server",
+    "errors_go_where_output_goes",
     "errors_end_before_the_server_does", "exit_code[seven]", "dies_by_itself[SEGV]", "last_words_arrive_whole[code]",
     "client_signals_the_process[TERM]", "client_is_killed[reader]", "client_is_killed[flood]",
     "server_closes_both_and_lives_on", "launcher_leaves_the_server_on_the_pipes", "grandchild_writes_after_the_server",

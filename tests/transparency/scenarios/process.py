@@ -74,6 +74,29 @@ def stderr_is_the_very_file(stage: Stage) -> Record:
 
 
 @scenario
+def errors_go_where_output_goes(stage: Stage) -> Record:
+    """As with a shell's `2>&1`: what is said first stands first."""
+    return stage.probe("alternate", 500, stderr=subprocess.STDOUT).finish()
+
+
+@scenario
+def errors_and_output_in_one_file(stage: Stage) -> Record:
+    log = stage.folder / "log"
+    with log.open("wb") as file:
+        record = stage.probe("alternate", 500, stdout=file, stderr=file).finish()
+    return {"left": stage.left(), "log": log.read_bytes(), **record}
+
+
+@scenario
+def errors_and_output_in_one_socket(stage: Stage) -> Record:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        client = stage.probe("alternate", 500, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
+    client.take_over(os.dup(ours.fileno()), ours.detach())
+    return client.finish()
+
+
+@scenario
 def extra_descriptor_is_handed_on(stage: Stage) -> Record:
     """A descriptor that the client shares with the server stays, and it ends when the server ends."""
     ours, theirs = os.pipe()
