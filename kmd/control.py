@@ -38,6 +38,8 @@ TAIL_CHUNK = 500
 PROGRESS_S = 0.2
 """How often `flush` tells how far it is, and how often it nudges a destination that backs off."""
 FLUSH_TIMEOUT_S = 30.0
+SEQ_MAX = (1 << 63) - 1
+"""More than SQLite can be asked for; no event has it."""
 VERSION_HINT = "is kmctl of the same version as kmd?"
 
 log = structlog.get_logger(__name__)
@@ -299,7 +301,8 @@ async def tail(control: Control, limit: int, *, follow: bool) -> AsyncIterator[d
 
 def ask_quarantine(request: Request, control: Control) -> AsyncGenerator[dict[str, Any]]:
     """The answer lines of an action on the quarantine. Raises KilometersError for an unknown one."""
-    which = Selection(request.destination, request.seq, request.all)
+    seq = None if request.seq is None else min(max(request.seq, -1), SEQ_MAX)
+    which = Selection(request.destination, seq, request.all)
     match request.action:
         case "list":
             return list_entries(control.outbox, which)

@@ -57,6 +57,9 @@ SELECT_EVENTS = f"""
 SELECT e.seq, {SESSION_COLUMNS}, {MESSAGE_COLUMNS.format("e")}
 FROM events e JOIN sessions s ON s.id = e.session_id"""
 SELECT_EVICTIONS = "SELECT reason, events, bytes FROM evictions"
+INTEGER_MAX = (1 << 63) - 1
+SELECT_GAPS = "SELECT coalesce(sum(gap_bytes >> 32), 0), coalesce(sum(gap_bytes & 0xffffffff), 0) FROM sessions"
+"""In two halves: a few relays that speak of impossible gaps are no reason for an integer overflow."""
 SELECT_LOST = "SELECT coalesce(sum(events), 0) FROM evictions WHERE reason = ?"
 LOST_REASONS = (Step.DELETE_UNSETTLED._value_, LOST)
 NO_LIMITS = Limits(max_bytes=1 << 50)
@@ -266,7 +269,8 @@ class Outbox:
         oldest = next(self._read(query, (lowest_cursor,)), None)
         pages = self._scalar("PRAGMA page_count") - self._scalar("PRAGMA freelist_count")
         used = pages * self._scalar("PRAGMA page_size")
-        gap_bytes = self._scalar("SELECT coalesce(sum(gap_bytes), 0) FROM sessions")
+        high, low = next(self._read(SELECT_GAPS))
+        gap_bytes = min((high << 32) + low, INTEGER_MAX)
         evicted = {reason: (events, size) for reason, events, size in self._read(SELECT_EVICTIONS)}
         return Totals(first, last, used, gap_bytes, oldest[0] if oldest else None, evicted)
 

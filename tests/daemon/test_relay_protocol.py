@@ -286,6 +286,25 @@ def test_strange_but_well_formed_records_stop_nothing(home: Path, session: str, 
     assert read_status(home)["outbox"]["last_error"] is None
 
 
+def test_impossible_gaps_of_many_sessions_leave_the_status_whole(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with running_kmd(home):
+        for number in range(5):
+            with connected(home, session_name(number)) as relay:
+                relay.gap(1, POSITION_MAX, POSITION_MAX)
+                relay.bye()
+                relay.wait_bye()
+        assert read_status(home)["outbox"]["gap_bytes"] == (1 << 63) - 1
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [{"op": "quarantine", "action": action, "seq": seq} for action in ("show", "drop") for seq in (-1, 1 << 63, 10**30)],
+)
+def test_a_number_that_no_event_has_is_answered(home: Path, request_line: dict[str, Any]) -> None:
+    assert "no refused event" in ask(home, request_line)[-1]["error"]["message"]
+
+
 def restart_killed(kmd: Running, home: Path) -> Running:
     kmd.stop(signal.SIGKILL)
     return start_kmd(home)
