@@ -8,13 +8,12 @@ and only it imports trio and httpx, which cost most of a second to load together
 import errno
 import socket
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from kmd.errors import DeliveryError, ServerUnreachable
+from kmd.errors import CERT_FILE, CERT_FILE_HINT, DeliveryError, ServerUnreachable, explain_certificate, walk_causes
 from kmd.wire import Batch, Receipt
 
 if TYPE_CHECKING:
@@ -72,14 +71,22 @@ def ask_server(url: str, path: str, key: str, body: bytes | None = None) -> Repl
 
 
 async def send(address: str, key: str, body: bytes | None) -> Reply:
-    """One request without redirects and without content codings, so that BODY_MAX_BYTES bounds it."""
+    """
+    One request without redirects and without content codings, so that BODY_MAX_BYTES bounds it.
+
+    Raises ServerUnreachable: what is to be trusted cannot be read. Raises httpx's errors and OSError.
+    """
     import httpx
 
     headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
+    try:
+        opened = httpx.AsyncClient(timeout=CHECK_TIMEOUT_S, follow_redirects=False)
+    except OSError as exc:  # ssl's errors are some
+        raise ServerUnreachable(f"{address}: TLS: {CERT_FILE}", hint=CERT_FILE_HINT) from exc
     async with (
-        httpx.AsyncClient(timeout=CHECK_TIMEOUT_S, follow_redirects=False) as client,
+        opened as client,
         client.stream("GET" if body is None else "POST", address, content=body, headers=headers) as response,
     ):
         told = response.headers
@@ -138,8 +145,8 @@ def judge_failure(exc: BaseException, url: str) -> ServerUnreachable:
     for cause in walk_causes(exc):
         match cause:
             case ssl.SSLCertVerificationError():
-                hint = "the certificate must be valid for this name and signed by an authority known here"
-                return ServerUnreachable(f"{url}: TLS: {cause.verify_message}", hint=hint)
+                problem, hint = explain_certificate(cause.verify_code, cause.verify_message)
+                return ServerUnreachable(f"{url}: TLS: {problem}", hint=hint)
             case ssl.SSLError():
                 hint = "does the server speak TLS on this port? perhaps http:// is meant"
                 return ServerUnreachable(f"{url}: TLS failed ({getattr(cause, 'reason', None) or 'no TLS'})", hint=hint)
@@ -151,18 +158,3 @@ def judge_failure(exc: BaseException, url: str) -> ServerUnreachable:
                 hint = "is km-server running there? 'km-server serve' starts one"
                 return ServerUnreachable(f"{url}: connection refused", hint=hint)
     return ServerUnreachable(f"{url}: the connection failed ({type(exc).__name__})", hint=LATER)
-
-
-def walk_causes(exc: BaseException | None) -> Iterator[BaseException]:
-    """*exc*, what it was raised from, and the members of groups among them."""
-    seen: set[int] = set()
-    waiting = [exc]
-    while waiting:
-        one = waiting.pop(0)
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        waiting += [one.__cause__, one.__context__]
-        if isinstance(one, BaseExceptionGroup):
-            waiting += one.exceptions

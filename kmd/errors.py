@@ -4,7 +4,28 @@ Errors, split by what the caller does next. Each carries one sentence and, as `h
 No message holds a payload or a secret: only names, positions and sizes.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+
+CLOCK = "its operator has to renew it; if this machine's clock is wrong, set that"
+TRUST = (
+    "if it is your own, put it and the authorities to trust beside it into a PEM file, name that in SSL_CERT_FILE,"
+    " and start kmd with it ('kmctl service install' hands it on)"
+)
+CERT_FILE = "what SSL_CERT_FILE names cannot be used"
+CERT_FILE_HINT = "have it name a PEM file of certificates, or leave it out to trust the public authorities"
+NAME = "give the URL with a name that the certificate is for, or have it made for this one"
+REFUSED_CERTIFICATES = {
+    9: ("it is not valid yet", CLOCK),
+    10: ("it has expired", CLOCK),
+    18: ("it is self-signed", TRUST),
+    19: ("an authority that nobody here knows has signed it", TRUST),
+    20: ("an authority that nobody here knows has signed it", TRUST),
+    21: ("an authority that nobody here knows has signed it", TRUST),
+    62: ("it is for another name", NAME),
+    64: ("it is for another address", NAME),
+}
+"""OpenSSL's X509_V_ERR codes (`verify_code`): what is wrong with a server's certificate, and what to do."""
 
 
 class KilometersError(Exception):
@@ -58,3 +79,24 @@ class DeliveryError(KilometersError):
 
 class ServerUnreachable(DeliveryError):
     """No answer in time, or no connection: retry."""
+
+
+def explain_certificate(verify_code: int, verify_message: str) -> tuple[str, str]:
+    """What is wrong with a server's certificate, from what OpenSSL says of it, and what to do. Pure."""
+    problem, hint = REFUSED_CERTIFICATES.get(verify_code, (verify_message, "ask the server's operator"))
+    return f"the server's certificate is refused: {problem}", hint
+
+
+def walk_causes(exc: BaseException | None) -> Iterator[BaseException]:
+    """*exc*, what it was raised from, and the members of groups among them."""
+    seen: set[int] = set()
+    waiting = [exc]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions

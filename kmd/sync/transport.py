@@ -1,6 +1,8 @@
 """The only `import httpx`: one bounded POST, and what came back."""
 
 import gzip
+import socket
+import ssl
 from types import TracebackType
 from typing import Self
 
@@ -8,7 +10,7 @@ import httpx
 import trio
 import zstandard
 
-from kmd.errors import ServerUnreachable
+from kmd.errors import CERT_FILE, CERT_FILE_HINT, ServerUnreachable, explain_certificate, walk_causes
 from kmd.sync.answer import Reply
 
 PATH = "/api/v1/events/batch"
@@ -18,6 +20,7 @@ CONNECT_TIMEOUT_S = 5.0
 BODY_MAX_BYTES = 1 << 20
 """A receipt for a full batch is a few tens of KiB; what is longer is none."""
 ZSTD_LEVEL = 3
+NO_TLS_HINT = "does the server speak TLS on this port? perhaps http:// is meant"
 
 
 def encode(body: bytes, codec: str) -> bytes:
@@ -32,16 +35,20 @@ def encode(body: bytes, codec: str) -> bytes:
 
 
 class Transport:
-    """A client for one destination. A context manager; the key goes to this URL only, redirects are not followed."""
+    """
+    A client for one destination. A context manager; the key goes to this URL only, redirects are not followed.
+
+    What it trusts (SSL_CERT_FILE, SSL_CERT_DIR, else the public authorities) is read when it first connects, and anew
+    after TLS has failed: a certificate that was added there is known at the next try.
+    """
 
     def __init__(self, url: str, key: str, user_agent: str) -> None:
         self._url = url + PATH
         # No encoding is taken back: a receipt is small, and nothing that inflates or is damaged need be dealt with.
-        headers = {"Content-Type": "application/json", "User-Agent": user_agent, "Accept-Encoding": "identity"}
+        self._headers = {"Content-Type": "application/json", "User-Agent": user_agent, "Accept-Encoding": "identity"}
         if key:
-            headers["Authorization"] = f"Bearer {key}"
-        limits = httpx.Limits(max_connections=1, keepalive_expiry=60.0)
-        self._client = httpx.AsyncClient(headers=headers, follow_redirects=False, limits=limits)
+            self._headers["Authorization"] = f"Bearer {key}"
+        self._client: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -49,8 +56,23 @@ class Transport:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with trio.CancelScope(shield=True):
-            await self._client.aclose()
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            with trio.CancelScope(shield=True):
+                await client.aclose()
+
+    def _open(self) -> httpx.AsyncClient:
+        """The client. Raises ServerUnreachable: SSL_CERT_FILE or SSL_CERT_DIR cannot be used."""
+        if self._client is None:
+            limits = httpx.Limits(max_connections=1, keepalive_expiry=60.0)
+            try:
+                self._client = httpx.AsyncClient(headers=self._headers, follow_redirects=False, limits=limits)
+            except OSError as exc:  # ssl's errors are some
+                raise ServerUnreachable(CERT_FILE, hint=CERT_FILE_HINT) from exc
+        return self._client
 
     async def post(self, body: bytes, codec: str, timeout_s: float) -> Reply:
         """
@@ -58,21 +80,24 @@ class Transport:
 
         httpx bounds each socket operation; the whole is bounded here, or a dripping body would never end.
         """
+        client = self._open()
         try:
             with trio.fail_after(timeout_s):
-                return await self._post(body, codec, timeout_s)
+                return await self._post(client, body, codec, timeout_s)
         except trio.TooSlowError as exc:
             raise ServerUnreachable(f"no answer within {timeout_s:.0f} s", hint="is the server well?") from exc
         except httpx.ConnectError as exc:
-            raise ServerUnreachable(*explain_connect_error(exc)) from exc
+            if any(isinstance(cause, ssl.SSLError) for cause in walk_causes(exc)):
+                await self._let_go()
+            raise explain_connect_error(exc) from exc
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
             raise ServerUnreachable(f"the connection failed ({type(exc).__name__})") from exc
 
-    async def _post(self, body: bytes, codec: str, timeout_s: float) -> Reply:
+    async def _post(self, client: httpx.AsyncClient, body: bytes, codec: str, timeout_s: float) -> Reply:
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         headers = {} if codec == "identity" else {"Content-Encoding": codec}
-        request = self._client.build_request("POST", self._url, content=body, headers=headers, timeout=timeout)
-        response = await self._client.send(request, stream=True)
+        request = client.build_request("POST", self._url, content=body, headers=headers, timeout=timeout)
+        response = await client.send(request, stream=True)
         try:
             answer = await read_body(response)
         finally:
@@ -100,11 +125,15 @@ async def read_body(response: httpx.Response) -> bytes:
     return bytes(body[:BODY_MAX_BYTES])
 
 
-def explain_connect_error(exc: httpx.ConnectError) -> "tuple[str]":
-    """One sentence for a connection that was not made, with what TLS or the resolver had to say."""
-    text = str(exc) or type(exc.__cause__ or exc).__name__
-    if "certificate" in text.lower() or "ssl" in text.lower():
-        return (f"the server's TLS certificate was refused: {text}",)
-    if "Name or service" in text or "getaddrinfo" in text or "Temporary failure" in text:
-        return ("the server's name does not resolve",)
-    return (f"no connection: {text}",)
+def explain_connect_error(exc: httpx.ConnectError) -> ServerUnreachable:
+    """One sentence for a connection that was not made, with what TLS or the resolver had to say, and what to do."""
+    for cause in walk_causes(exc):
+        match cause:
+            case ssl.SSLCertVerificationError():
+                problem, hint = explain_certificate(cause.verify_code, cause.verify_message)
+                return ServerUnreachable(problem, hint=hint)
+            case ssl.SSLError():
+                return ServerUnreachable(f"TLS failed ({cause.reason or 'no TLS'})", hint=NO_TLS_HINT)
+            case socket.gaierror():
+                return ServerUnreachable("the server's name does not resolve", hint="check the name, or the network")
+    return ServerUnreachable(f"no connection: {str(exc) or type(exc.__cause__ or exc).__name__}")

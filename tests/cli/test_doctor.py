@@ -344,7 +344,7 @@ FAULTS: dict[str, tuple[Plant, str, str, str]] = {
         lambda desk: strange_server(desk, tls=True),
         "tls",
         "self-signed",
-        "signed by an authority",
+        "SSL_CERT_FILE",
     ),
     "a client's file that is spoiled": (
         lambda desk: spoil_client(desk, '"mcpServers"', "mcpServers:::"),

@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -83,9 +84,11 @@ class Misbehaving:
     duplicates: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    tls: ssl.SSLContext | None = None
+
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def commit(self, request: Request) -> bytes:
         """Store the batch; returns the body of its receipt."""
@@ -99,7 +102,9 @@ class Misbehaving:
         return json.dumps({"schema": 1, "batch_id": batch["batch_id"], "verdicts": verdicts}).encode()
 
     def behave(self, request: Request) -> Act:
-        """As a km-server would."""
+        """As a km-server would that takes batches and answers nothing else."""
+        if not request.body:
+            return Act(render_answer(404))
         return Act(render_answer(200, self.commit(request)))
 
     def act(self, request: Request) -> Act:
@@ -110,10 +115,12 @@ class Misbehaving:
 
 
 @contextmanager
-def misbehaving(script: Script | None = None, first: Iterable[Script] = ()) -> Iterator[Misbehaving]:
-    """A server on a free port for as long as the block runs; it behaves unless told otherwise."""
+def misbehaving(
+    script: Script | None = None, first: Iterable[Script] = (), tls: ssl.SSLContext | None = None
+) -> Iterator[Misbehaving]:
+    """A server on a free port for as long as the block runs; it behaves unless told otherwise. tls: it speaks that."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Misbehaving(listener.getsockname()[1], script or say(500), list(first))
+        server = Misbehaving(listener.getsockname()[1], script or say(500), list(first), tls=tls)
         if script is None:
             server.script = server.behave
         stopping = threading.Event()
@@ -148,6 +155,12 @@ def accept(
 
 
 def serve(sock: socket.socket, server: Misbehaving, stopping: threading.Event) -> None:
+    if server.tls is not None:
+        try:
+            sock = server.tls.wrap_socket(sock, server_side=True)
+        except OSError:  # who does not trust it has gone away
+            sock.close()
+            return
     with sock, contextlib.suppress(OSError), sock.makefile("rb") as reader:
         while (request := read_request(reader)) is not None:
             act = server.act(request)
