@@ -50,8 +50,8 @@ key = "km_…"
 Whether a server is who it says, kmd and kmctl ask the public authorities, or those in the PEM file that the environment
 variable `SSL_CERT_FILE` names (in the folder that `SSL_CERT_DIR` names), and only those: for a company's own authority
 or a self-signed certificate, with the public ones beside it where they are needed too. `kmctl service install` hands
-the variable on to kmd. The file is read again after a refusal. Until a certificate is right nothing is sent and nothing is
-lost; `kmctl status` and `kmctl doctor` say what is wrong with it. There is no setting to trust anybody.
+the variable on to kmd. The file is read again after a refusal. Until a certificate is right nothing is sent and nothing
+is lost; `kmctl status` and `kmctl doctor` say what is wrong with it. There is no setting to trust anybody.
 """
 
 
