@@ -22,7 +22,7 @@ OFFSET_MAX = 2**63 - 1
 """Positions, sizes and times fit a signed 64-bit integer: both stores keep them as such."""
 
 
-class Session(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Session(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """
     One run of one wrapped server. `name` is what `km --name` said; `command` the program's own name.
 
@@ -38,7 +38,7 @@ class Session(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     host: str = ""
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """
     One message as observed.
 
@@ -100,7 +100,7 @@ class Status(StrEnum):
     REJECTED = "rejected"
 
 
-class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
+class Verdict(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The answer for one event; `reason` is set when it was rejected."""
 
     status: Status

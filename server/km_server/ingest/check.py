@@ -100,16 +100,26 @@ def parse_plain(body: bytes, now_ns: int, bounds: BatchBounds) -> CheckedBatch |
 
     What is returned is what the long way would have returned.
     """
-    if len(body) > bounds.max_event_bytes or NUL_ESCAPE in body:
+    if len(body) > bounds.max_event_bytes:
         return None
     try:
         batch = DECODE_PLAIN.decode(body)
     except (ValueError, RecursionError):
         return None
-    if batch.schema != SCHEMA or max(len(batch.events), len(batch.sessions)) > bounds.max_events:
+    if batch.schema != SCHEMA or max(len(batch.events), len(batch.sessions)) > bounds.max_events or holds_nul(batch):
         return None
     judged = tuple(judge_sound(event, now_ns) for event in batch.events)
     return CheckedBatch(batch.batch_id, batch.sent_by, batch.lost_events, batch.sessions, judged)
+
+
+def holds_nul(batch: PlainBatch) -> bool:
+    """Whether any text but a payload holds a NUL. To look through the body for the escape takes three times as long."""
+    texts = [batch.batch_id, batch.sent_by]
+    for session in batch.sessions:
+        texts += (session.session, session.name, session.command, session.host)
+    for event in batch.events:
+        texts += (event.session, event.method or "", event.target or "", event.rpc_id or "")
+    return "\0" in "".join(texts)
 
 
 def parse_single(body: bytes, now_ns: int, bounds: BatchBounds) -> CheckedBatch:

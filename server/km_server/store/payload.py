@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import zstandard
 
-PACK_FROM_BYTES = 256
-"""Smaller ones gain less than a frame's overhead and the time are worth."""
+PACK_FROM_BYTES = 1024
+"""Smaller ones gain less than the time is worth: 600 bytes of JSON lose 250 of a row that takes 1000 with its index
+entries, for 5 µs, which is half of all that a server does for an event."""
 
 LEVEL = 1
 """The time counts here: level 3 packs messages a few per cent smaller and takes half as long again."""

@@ -48,7 +48,7 @@ class ApiKey:
     revoked_at_ns: int | None
 
 
-class Arrival(msgspec.Struct, frozen=True):
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """
     An event that passed every check that needs no store, with its payload's exact bytes.
 

@@ -10,6 +10,7 @@ NOTHING for PostgreSQL, a throw-away server with fsync on.
 import asyncio
 import http.client
 import json
+import os
 import statistics
 import tempfile
 import threading
@@ -42,6 +43,7 @@ PAYLOAD_CHARS = 600
 ROWS_PER_COMMIT = 2000
 HEADERS = {"Content-Type": "application/json", "Content-Encoding": "zstd"}
 DURABLE = ("fsync=on", "synchronous_commit=on")
+WORDS = ("file", "path", "server", "result", "error", "line", "function", "return", "value", "import", "class")
 TOOLS = ("read_file", "write_file", "search", "list")
 
 
@@ -100,7 +102,7 @@ def make_body(session: str, first: int, events: int) -> bytes:
     made = []
     for number in range(first, first + events):
         answer, exchange = number % 2 == 1, number // 2
-        payload = json.dumps({"jsonrpc": "2.0", "id": exchange, "text": f"{number:08d}" * (PAYLOAD_CHARS // 8)})
+        payload = json.dumps({"jsonrpc": "2.0", "id": exchange, "text": make_text(number)})
         made.append(
             Event(
                 session=session,
@@ -120,6 +122,13 @@ def make_body(session: str, first: int, events: int) -> bytes:
     described = Session(session=session, name="bench", started_at_ns=now_ns)
     batch = Batch(batch_id=f"{session}-{first}", sessions=(described,), events=tuple(made))
     return zstandard.compress(msgspec.json.encode(batch), 3)
+
+
+def make_text(number: int) -> str:
+    """Words and numbers, which pack as messages do: to about a half."""
+    return " ".join(
+        f"{WORDS[number * place % len(WORDS)]}{number * place % 89}" for place in range(1, PAYLOAD_CHARS // 8)
+    )
 
 
 def make_bodies(events: int, batch_events: int) -> list[list[bytes]]:
@@ -164,6 +173,7 @@ def send_all(url: str, key: str, bodies: list[list[bytes]]) -> tuple[float, list
 @contextmanager
 def serving(database_url: str, folder: Path) -> Iterator[tuple[str, str]]:
     """A server on the store, and a key."""
+    os.sync()  # or what was written before stands in the way of its own writes
     with running_server(folder / "server.db", database_url=database_url) as running:
         yield running.url, create_key(folder / "server.db", database_url=database_url)
 
@@ -177,6 +187,7 @@ def measure_ingest(section: Section, effort: Effort, place: Place, folder: Path)
         with serving(source, folder) as (url, key):
             seconds, _ = send_all(url, key, bodies)
         served.append(effort.events / seconds)
+        os.sync()
         bare.append(effort.events / place.bulk_load(source, target))
         if place.bare_copy is not None:
             copied.append(effort.events / place.bare_copy(source, place.make()))

@@ -10,7 +10,8 @@ events by key, rollups by key).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, NamedTuple
+from itertools import chain, islice
+from typing import Any
 
 from km_server.store.asking import Cell
 from km_server.store.counting import CREATE_FRESH, STREAM_CODES, count_fresh
@@ -56,37 +57,40 @@ SeriesIds = dict[tuple[int, str, str, str], int]
 SERIES_KEPT = 50_000
 
 
-class Prepared(NamedTuple):
-    """An event's row but for what the database says: `series` is its method and target, `cells` the rest of it."""
-
-    series: tuple[str, str]
-    cells: Row
-
-
 @dataclass(slots=True)
 class Parcel:
-    """A batch on its way, with a prepared row for each event that may be stored (None for the others)."""
+    """
+    A batch on its way. For each event that may be stored: the cells that need no database, and which of the batch's
+    series (method and target) it is counted under. The other events' places hold nothing.
+    """
 
     offer: Offer
-    rows: list[Prepared | None]
+    series: list[tuple[str, str]]
+    rows: list[Row]
+    series_of: list[int]
 
 
 def prepare(offer: Offer) -> Parcel:
     """Prepare the rows of a batch: the work that needs no database, while that is busy with others."""
-    rows: list[Prepared | None] = [None] * len(offer.arrivals)
+    rows: list[Row] = [()] * len(offer.arrivals)
+    series_of = [0] * len(offer.arrivals)
+    numbers: dict[tuple[str, str], int] = {}
     compress = open_packer()
     for places in offer.places.values():
         for place in places:
-            rows[place] = prepare_row(offer.arrivals[place], compress)
-    return Parcel(offer, rows)
+            arrival = offer.arrivals[place]
+            series = (arrival.event.method or "", arrival.event.target or "")
+            series_of[place] = numbers.setdefault(series, len(numbers))
+            rows[place] = prepare_row(arrival, compress)
+    return Parcel(offer, list(numbers), rows, series_of)
 
 
-def prepare_row(arrival: Arrival, compress: Callable[[bytes], bytes]) -> Prepared:
+def prepare_row(arrival: Arrival, compress: Callable[[bytes], bytes]) -> Row:
     """The event's own cells, in the order of COLUMNS. (`_value_`: a StrEnum's own text, without a call.)"""
     event = arrival.event
     took_ns = event.took_ns
     packed, payload = pack(arrival.payload, compress)
-    cells = (
+    return (
         event.offset,
         event.index,
         event.at_ns,
@@ -107,7 +111,6 @@ def prepare_row(arrival: Arrival, compress: Callable[[bytes], bytes]) -> Prepare
         arrival.extra,
         payload,
     )
-    return Prepared((event.method or "", event.target or ""), cells)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,19 @@ class Known:
     id: int
     day: int
     session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Events of one session in one batch: their places in it."""
+
+    parcel: Parcel
+    known: Known
+    places: Sequence[int]
+
+    def series(self) -> list[tuple[str, str]]:
+        """The method and target of each series among them."""
+        return [self.parcel.series[number] for number in {self.parcel.series_of[place] for place in self.places}]
 
 
 @dataclass(slots=True)
@@ -149,10 +165,8 @@ class Load:
         """Store the batches and commit; their verdicts are filled in."""
         async with transaction(self.pool, self.terms) as connection:
             await self.find_sessions(connection)
-            places = self.place_events()
-            fresh = await self.insert(connection, places) if places else set()
-            for number, (parcel, place) in enumerate(places):
-                parcel.offer.verdicts[place] = ACCEPTED if number in fresh else DUPLICATE
+            if stretches := self.place_events():
+                await self.insert(connection, stretches)
             for parcel in self.parcels:
                 if refused := parcel.offer.refused():
                     await answer(connection, count_refusals(self.tenant_id, refused))
@@ -220,51 +234,48 @@ class Load:
         )
         await self.read_sessions(connection, {session.session for session in sessions})
 
-    def place_events(self) -> list[tuple[Parcel, int]]:
-        """Where the events that can be stored are; those of unknown sessions get their verdict."""
-        places = []
+    def place_events(self) -> list[Stretch]:
+        """The events that can be stored; those of unknown sessions get their verdict."""
+        stretches = []
         for parcel in self.parcels:
-            for name, wanted in parcel.offer.places.items():
-                if name in self.known:
-                    places += [(parcel, place) for place in wanted]
-                else:
+            for name, places in parcel.offer.places.items():
+                if name not in self.known:
                     parcel.offer.answer(name, UNKNOWN_SESSION)
-        return places
+                elif places:
+                    stretches.append(Stretch(parcel, self.known[name], places))
+        return stretches
 
-    async def insert(self, connection: Any, places: Sequence[tuple[Parcel, int]]) -> set[int]:
-        """Insert events and count the new ones. Returns their numbers in *places*."""
+    async def insert(self, connection: Any, stretches: Sequence[Stretch]) -> None:
+        """Insert events and count the new ones; each gets its verdict."""
+        count = sum(len(stretch.places) for stretch in stretches)
         blocks = await connection.fetch(
-            "SELECT nextval('event_blocks') FROM generate_series(1, $1)", -(-len(places) // BLOCK)
+            "SELECT nextval('event_blocks') FROM generate_series(1, $1)", -(-count // BLOCK)
         )
-        first_ids = [row[0] * BLOCK for row in blocks]
-        rows = await self.render(connection, places, first_ids)
+        ids = list(islice(chain.from_iterable(range(row[0] * BLOCK, (row[0] + 1) * BLOCK) for row in blocks), count))
+        series = await self.find_series(connection, stretches)
+        rows = render(stretches, series, self.tenant_id, ids)
         await connection.copy_records_to_table(INCOMING, records=rows, columns=COLUMN_NAMES)
-        new = [row[0] for row in await connection.fetch(INSERT_NEW, self.tenant_id)]
-        if len(new) < len(rows):
-            await connection.execute(f"DELETE FROM {INCOMING} WHERE id <> ALL($1::bigint[])", new)
+        new = {row[0] for row in await connection.fetch(INSERT_NEW, self.tenant_id)}
+        if len(new) < count:
+            await connection.execute(f"DELETE FROM {INCOMING} WHERE id <> ALL($1::bigint[])", list(new))
         if new:
             await answer(connection, count_fresh(self.tenant_id, f"{INCOMING} e"))
-        numbers = {first: number * BLOCK for number, first in enumerate(first_ids)}
-        return {numbers[row_id - row_id % BLOCK] + row_id % BLOCK for row_id in new}
+        following = iter(ids)
+        for stretch in stretches:
+            verdicts = stretch.parcel.offer.verdicts
+            for place, event_id in zip(stretch.places, following, strict=False):
+                verdicts[place] = ACCEPTED if event_id in new else DUPLICATE
 
-    async def render(
-        self, connection: Any, places: Sequence[tuple[Parcel, int]], first_ids: Sequence[int]
-    ) -> list[Row]:
-        """The rows of events, with ids in the order of *places*; series that are new are made."""
-        wanted: list[tuple[Known, tuple[int, str, str, str], Row]] = []
-        for parcel, place in places:
-            prepared = parcel.rows[place]
-            if prepared is not None:
-                known = self.known[parcel.offer.arrivals[place].event.session]
-                wanted.append((known, (self.tenant_id, known.session.name, *prepared.series), prepared.cells))
-        names = {series for _, series, _ in wanted}
-        if missing := sorted(names - self.series.keys()):
+    async def find_series(self, connection: Any, stretches: Sequence[Stretch]) -> SeriesIds:
+        """The ids of all series of these events; new ones are made."""
+        wanted = {
+            (self.tenant_id, stretch.known.session.name, method, target)
+            for stretch in stretches
+            for method, target in stretch.series()
+        }
+        if missing := sorted(wanted - self.series.keys()):
             await self.make_series(connection, missing)
-        ids = {series: self.series.get(series) or self.made[series] for series in names}
-        return [
-            (first_ids[number // BLOCK] + number % BLOCK, known.id, ids[series], known.day, *cells)
-            for number, (known, series, cells) in enumerate(wanted)
-        ]
+        return {series: self.series.get(series) or self.made[series] for series in wanted}
 
     async def make_series(self, connection: Any, missing: Sequence[tuple[int, str, str, str]]) -> None:
         """Make series, in the order of their keys; another process may make some of them first."""
@@ -284,6 +295,20 @@ class Load:
         )
         for row in rows:
             self.made[(self.tenant_id, row[0], row[1], row[2])] = row[3]
+
+
+def render(stretches: Sequence[Stretch], series: SeriesIds, tenant_id: int, ids: Sequence[int]) -> list[Row]:
+    """The rows of events, in the order of COLUMNS and of *ids*."""
+    rows: list[Row] = []
+    following = iter(ids)
+    for stretch in stretches:
+        parcel, known = stretch.parcel, stretch.known
+        own = [series.get((tenant_id, known.session.name, *names), 0) for names in parcel.series]
+        rows += [
+            (event_id, known.id, own[parcel.series_of[place]], known.day, *parcel.rows[place])
+            for place, event_id in zip(stretch.places, following, strict=False)
+        ]
+    return rows
 
 
 def series_key(server: str, method: str, target: str) -> bytes:

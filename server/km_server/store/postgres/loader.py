@@ -22,14 +22,15 @@ from kmd.wire import Verdict
 WRITERS = 2
 """While PostgreSQL works for one, the other gets the next rows there. More would only wait for each other."""
 
-MORE_FROM_EVENTS = 1_000
-"""Waiting events for which the second writer begins while the first one is busy."""
+MORE_FROM_EVENTS = 300
+"""Waiting events for which the second writer begins while the first one is busy; fewer are not worth a transaction."""
 
 QUEUE_MAX_JOBS = 256
 """Requests that may wait."""
 
-GROUP_MAX_EVENTS = 4_000
-"""Events in one transaction; beyond this the commit is paid for and the others only wait longer."""
+GROUP_MAX_EVENTS = 2_000
+"""Events in one transaction; beyond this the commit is paid for, and while PostgreSQL works for all senders at once
+nobody prepares anything."""
 
 QUEUE_RETRY_S = 1
 
