@@ -11,8 +11,10 @@ import sys
 
 def main() -> None:
     """The `km` command. Never returns."""
-    from kmd.shim.start import main as start  # noqa: PLC0415 - as a script this has to say first where it lies
-
+    if sys.platform == "win32":
+        from kmd.shim.windows.parent import main as start  # noqa: PLC0415 - as a script this has to say first where it lies
+    else:
+        from kmd.shim.start import main as start  # noqa: PLC0415
     start()
 
 

@@ -16,7 +16,7 @@ from ctypes import wintypes
 from typing import Any
 
 GENERIC_READ, GENERIC_WRITE = 0x80000000, 0x40000000
-FILE_SHARE_READ = 1
+FILE_SHARE_READ, FILE_SHARE_DELETE = 1, 4
 CREATE_NEW, OPEN_EXISTING = 1, 3
 FILE_FLAG_OVERLAPPED, FILE_FLAG_FIRST_PIPE_INSTANCE = 0x40000000, 0x00080000
 SECURITY_SQOS_PRESENT, SECURITY_IDENTIFICATION = 0x00100000, 0x00010000
@@ -26,9 +26,10 @@ FILE_TYPE_DISK, FILE_TYPE_CHAR, FILE_TYPE_PIPE = 1, 2, 3
 INVALID_HANDLE = ctypes.c_void_p(-1).value
 INFINITE, WAIT_TIMEOUT, WAIT_FAILED = 0xFFFFFFFF, 0x102, 0xFFFFFFFF
 ERROR_FILE_NOT_FOUND, ERROR_PATH_NOT_FOUND, ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION = 2, 3, 5, 32
-ERROR_BROKEN_PIPE, ERROR_BAD_EXE_FORMAT, ERROR_PIPE_BUSY, ERROR_NO_DATA = 109, 193, 231, 232
+ERROR_BROKEN_PIPE, ERROR_BAD_EXE_FORMAT, ERROR_PIPE_BUSY, ERROR_NO_DATA, ERROR_MORE_DATA = 109, 193, 231, 232, 234
 ERROR_PIPE_CONNECTED, ERROR_OPERATION_ABORTED, ERROR_IO_INCOMPLETE, ERROR_IO_PENDING = 535, 995, 996, 997
 ERROR_ALREADY_EXISTS = 183
+STATUS_PENDING = 0x103
 TOKEN_QUERY, TOKEN_USER = 8, 1
 SE_FILE_OBJECT, SE_KERNEL_OBJECT = 1, 6
 OWNER_SECURITY_INFORMATION = 1
@@ -79,6 +80,7 @@ _CreatePipe = kernel("CreatePipe", BOOL, ctypes.POINTER(HANDLE), ctypes.POINTER(
 _ReadFile = kernel("ReadFile", BOOL, HANDLE, LPVOID, DWORD, PDWORD, LPVOID)
 _WriteFile = kernel("WriteFile", BOOL, HANDLE, LPVOID, DWORD, PDWORD, LPVOID)
 _GetOverlappedResult = kernel("GetOverlappedResult", BOOL, HANDLE, LPVOID, PDWORD, BOOL)
+_PeekNamedPipe = kernel("PeekNamedPipe", BOOL, HANDLE, LPVOID, DWORD, LPVOID, LPVOID, LPVOID)
 _CancelIoEx = kernel("CancelIoEx", BOOL, HANDLE, LPVOID)
 _CloseHandle = kernel("CloseHandle", BOOL, HANDLE)
 _GetStdHandle = kernel("GetStdHandle", HANDLE, DWORD)
@@ -92,6 +94,9 @@ _ResetEvent = kernel("ResetEvent", BOOL, HANDLE)
 _WaitForMultipleObjects = kernel("WaitForMultipleObjects", DWORD, DWORD, ctypes.POINTER(HANDLE), BOOL, DWORD)
 _GetCurrentProcess = kernel("GetCurrentProcess", HANDLE)
 _CreateDirectory = kernel("CreateDirectoryW", BOOL, LPCWSTR, LPVOID)
+_GetDiskFreeSpace = kernel(
+    "GetDiskFreeSpaceExW", BOOL, LPCWSTR, ctypes.POINTER(ctypes.c_uint64), ctypes.POINTER(ctypes.c_uint64), LPVOID
+)  # fmt: skip
 _LocalFree = kernel("LocalFree", LPVOID, LPVOID)
 _OpenProcessToken = declare(_advapi32, "OpenProcessToken", BOOL, HANDLE, DWORD, ctypes.POINTER(HANDLE))
 _GetTokenInformation = declare(_advapi32, "GetTokenInformation", BOOL, HANDLE, ctypes.c_int, LPVOID, DWORD, PDWORD)
@@ -184,7 +189,8 @@ def read_file(handle: int, buffer: "ctypes.Array[ctypes.c_char]") -> int:
     """
     count = DWORD()
     ctypes.set_last_error(0)
-    check(_ReadFile(handle, buffer, len(buffer), ctypes.byref(count), None))
+    done = _ReadFile(handle, buffer, len(buffer), ctypes.byref(count), None)
+    check(done or ctypes.get_last_error() == ERROR_MORE_DATA)  # the rest of a message in a pipe of messages
     if not count.value and ctypes.get_last_error() == ERROR_OPERATION_ABORTED:
         raise InterruptedError
     return count.value
@@ -200,18 +206,20 @@ def write_file(handle: int, data: bytes) -> int:
 def start_read(handle: int, buffer: "ctypes.Array[ctypes.c_char]", overlapped: Overlapped) -> None:
     """Begin to read; both must live until `overlapped_result` has said the end."""
     if not _ReadFile(handle, buffer, len(buffer), None, ctypes.byref(overlapped)):
-        _check_pending()
+        _check_pending(overlapped)
 
 
 def start_write(handle: int, data: bytes, overlapped: Overlapped) -> None:
     """Begin to write; likewise."""
     if not _WriteFile(handle, data, len(data), None, ctypes.byref(overlapped)):
-        _check_pending()
+        _check_pending(overlapped)
 
 
-def _check_pending() -> None:
+def _check_pending(overlapped: Overlapped) -> None:
+    """It has not ended at once. One that could not begin leaves STATUS_PENDING behind, though nothing is under way."""
     error = ctypes.get_last_error()
     if error != ERROR_IO_PENDING:
+        overlapped.internal = 0
         raise ctypes.WinError(error)
 
 
@@ -229,6 +237,16 @@ def overlapped_result(handle: int, overlapped: Overlapped, *, wait: bool) -> int
 def cancel_io(handle: int, overlapped: Overlapped) -> None:
     """Ask for an end of the operation; `overlapped_result` says when that is."""
     _CancelIoEx(handle, ctypes.byref(overlapped))
+
+
+def is_done(overlapped: Overlapped) -> bool:
+    """Whether the operation has ended, however (HasOverlappedIoCompleted); also one that was never begun."""
+    return bool(overlapped.internal != STATUS_PENDING)
+
+
+def is_open_pipe(handle: int) -> bool:
+    """Whether it is a pipe's reading end, and somebody may still write to it."""
+    return bool(_PeekNamedPipe(handle, None, 0, None, None, None))
 
 
 def close_handle(handle: int) -> None:
@@ -250,6 +268,13 @@ def duplicate_for_child(handle: int) -> int:
     copy, process = HANDLE(), _GetCurrentProcess()
     check(_DuplicateHandle(process, handle, process, ctypes.byref(copy), 0, True, DUPLICATE_SAME_ACCESS))
     return check_handle(copy.value)
+
+
+def disk_room(folder: str) -> tuple[int, int]:
+    """(bytes that this user may still write there, bytes of the whole disk that the user may have)."""
+    free, total = ctypes.c_uint64(), ctypes.c_uint64()
+    check(_GetDiskFreeSpace(folder, ctypes.byref(free), ctypes.byref(total), None))
+    return free.value, total.value
 
 
 # Events
@@ -297,7 +322,8 @@ class Security:
 
 def make_folder(path: str, sddl: str) -> None:
     """Raises FileExistsError when there is something of that name."""
-    check(_CreateDirectory(path, Security(sddl).address))
+    security = Security(sddl)  # named, so that it lives for as long as its address is used
+    check(_CreateDirectory(path, security.address))
 
 
 def current_user_sid() -> str:

@@ -9,7 +9,7 @@ from kmd.shim.start import EX_CANNOT_EXECUTE, EX_NOT_FOUND
 from kmd.shim.windows.quoting import UnsafeWordError, render_batch_line, render_command_line
 from kmd.shim.windows.search import find_program, is_batch
 
-CREATE_SUSPENDED, DETACHED_PROCESS, EXTENDED_STARTUPINFO_PRESENT = 0x4, 0x8, 0x80000
+CREATE_SUSPENDED, EXTENDED_STARTUPINFO_PRESENT, CREATE_NO_WINDOW = 0x4, 0x80000, 0x8000000
 JOB_BREAKAWAY_OK, JOB_KILL_ON_CLOSE = 0x800, 0x2000
 JOB_WHILE_SERVED = JOB_KILL_ON_CLOSE | JOB_BREAKAWAY_OK
 """
@@ -86,10 +86,11 @@ def explain_failure(command: str, error: int, reason: str) -> CannotStartError:
 
 def creation_flags(*, has_console: bool) -> int:
     """
-    Suspended, so that it is in its job before it runs. Without a console here the server gets none either: Windows
-    would open a window for it.
+    Suspended, so that it is in its job before it runs. It shares km's console. Where km has none Windows would make one
+    for it and show it, so it gets one without a window; DETACHED_PROCESS, as km itself was started there, would have
+    the next program that the server starts do that.
     """
-    return CREATE_SUSPENDED | EXTENDED_STARTUPINFO_PRESENT | (0 if has_console else DETACHED_PROCESS)
+    return CREATE_SUSPENDED | EXTENDED_STARTUPINFO_PRESENT | (0 if has_console else CREATE_NO_WINDOW)
 
 
 def exit_argument(code: int) -> int:

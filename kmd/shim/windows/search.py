@@ -34,7 +34,8 @@ def list_candidates(name: str, environ: Mapping[str, str], folder: str) -> list[
         return []  # a drive alone; a second stream of a file; no path at all
     extensions = list_extensions(environ)
     if drive or "\\" in rest:
-        return with_extensions(absolute(name, folder), extensions, is_path=True)
+        path = absolute(name, folder)
+        return with_extensions(path, extensions, is_path=True) if is_rooted(path) else []
     folders = list_folders(environ.get("PATH", ""), folder)
     if NO_CURRENT_FOLDER not in environ:
         folders.append(folder)
@@ -50,7 +51,7 @@ def list_extensions(environ: Mapping[str, str]) -> list[str]:
 def list_folders(path: str, folder: str) -> list[str]:
     """Those of PATH, without the quotation marks that some have there; relative ones belong to *folder*."""
     stripped = (entry.strip().strip('"') for entry in path.split(";"))
-    return [absolute(entry, folder) for entry in stripped if entry]
+    return [path for entry in stripped if entry and is_rooted(path := absolute(entry, folder))]
 
 
 def with_extensions(path: str, extensions: list[str], *, is_path: bool) -> list[str]:
@@ -63,6 +64,11 @@ def with_extensions(path: str, extensions: list[str], *, is_path: bool) -> list[
 
 def absolute(path: str, folder: str) -> str:
     return ntpath.normpath(ntpath.join(folder, path))
+
+
+def is_rooted(path: str) -> bool:
+    """Not so is what belongs to the current folder of another drive, which only the system knows."""
+    return ntpath.splitdrive(path)[1].startswith("\\")
 
 
 def is_drive(drive: str) -> bool:
