@@ -89,7 +89,9 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
             sender = Sender(user_agent=f"kilometers/{release}", host=platform.node())
             writer = Writer(outbox, announcer.announce)
             fleet = Fleet(outbox, writer.one_at_a_time, sender, nursery)
-            housekeeper = Housekeeper(outbox.room, writer.one_at_a_time, lambda: fleet.lowest_cursor)
+            housekeeper = Housekeeper(
+                outbox.room, writer.one_at_a_time, lambda: fleet.lowest_cursor, lambda: fleet.told_end_seq
+            )
             announcer.listeners += [fleet.notice, housekeeper.look]
             sessions = Sessions(writer, capacity, config.max_message_bytes, keep_payloads=config.keep_payloads)
             adopter = Adopter(places.spool_dir, sessions)

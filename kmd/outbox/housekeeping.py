@@ -16,6 +16,8 @@ QUIET_S = 3.0
 """Without a commit: then memory is given back, once. Under traffic it would only be asked for again."""
 LOOK_EVERY_S = 3600.0
 """Age does not wait for commits."""
+FORGET_EVERY_S = 3600.0
+"""Sessions are small: they need not be looked through after every commit."""
 
 log = structlog.get_logger(__name__)
 
@@ -27,10 +29,18 @@ class Housekeeper:
     fill_percent: which warning level the undelivered events had reached at the last look, 0 for none.
     """
 
-    def __init__(self, room: Room, limiter: trio.CapacityLimiter, settled_seq: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        room: Room,
+        limiter: trio.CapacityLimiter,
+        settled_seq: Callable[[], int],
+        told_end_seq: Callable[[], int],
+    ) -> None:
         self._room = room
         self._limiter = limiter
         self._settled_seq = settled_seq
+        self._told_end_seq = told_end_seq
+        self._forget_at = 0.0
         self._wake = trio.Event()
         self.fill_percent = 0
 
@@ -58,6 +68,12 @@ class Housekeeper:
         self.fill_percent = level
         while await trio.to_thread.run_sync(self._room.make_room, self._settled_seq(), time.time_ns(), limiter=limiter):
             pass
+        if trio.current_time() >= self._forget_at:
+            while await trio.to_thread.run_sync(
+                self._room.forget, self._told_end_seq(), time.time_ns(), limiter=limiter
+            ):
+                pass
+            self._forget_at = trio.current_time() + FORGET_EVERY_S
         while await trio.to_thread.run_sync(self._room.give_back, limiter=limiter):
             pass
         await trio.to_thread.run_sync(self._room.fold_log, limiter=limiter)

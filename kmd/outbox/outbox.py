@@ -28,6 +28,8 @@ from kmd.outbox.repair import LOST, check, repair
 from kmd.outbox.room import Room
 from kmd.outbox.rows import MESSAGE_COLUMNS, SESSION_COLUMNS, parse_row
 from kmd.outbox.sessions import (
+    FORGOTTEN,
+    INTEGER_MAX,
     LAST_END_SEQ,
     SELECT_ENDS,
     UPDATE_SESSION,
@@ -56,9 +58,10 @@ SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15 WHERE NO
 SELECT_EVENTS = f"""
 SELECT e.seq, {SESSION_COLUMNS}, {MESSAGE_COLUMNS.format("e")}
 FROM events e JOIN sessions s ON s.id = e.session_id"""
-SELECT_EVICTIONS = "SELECT reason, events, bytes FROM evictions"
-INTEGER_MAX = (1 << 63) - 1
-SELECT_GAPS = "SELECT coalesce(sum(gap_bytes >> 32), 0), coalesce(sum(gap_bytes & 0xffffffff), 0) FROM sessions"
+SELECT_EVICTIONS = "SELECT reason, events, bytes FROM evictions WHERE reason <> ?"
+SELECT_GAPS = """
+SELECT coalesce(sum(gap_bytes >> 32), 0), coalesce(sum(gap_bytes & 0xffffffff), 0) FROM
+    (SELECT gap_bytes FROM sessions UNION ALL SELECT bytes FROM evictions WHERE reason = ?)"""
 """In two halves: a few relays that speak of impossible gaps are no reason for an integer overflow."""
 SELECT_LOST = "SELECT coalesce(sum(events), 0) FROM evictions WHERE reason = ?"
 LOST_REASONS = (Step.DELETE_UNSETTLED._value_, LOST)
@@ -269,9 +272,9 @@ class Outbox:
         oldest = next(self._read(query, (lowest_cursor,)), None)
         pages = self._scalar("PRAGMA page_count") - self._scalar("PRAGMA freelist_count")
         used = pages * self._scalar("PRAGMA page_size")
-        high, low = next(self._read(SELECT_GAPS))
+        high, low = next(self._read(SELECT_GAPS, (FORGOTTEN,)))
         gap_bytes = min((high << 32) + low, INTEGER_MAX)
-        evicted = {reason: (events, size) for reason, events, size in self._read(SELECT_EVICTIONS)}
+        evicted = {reason: (events, size) for reason, events, size in self._read(SELECT_EVICTIONS, (FORGOTTEN,))}
         return Totals(first, last, used, gap_bytes, oldest[0] if oldest else None, evicted)
 
     def _read(self, query: str, values: tuple[object, ...] = ()) -> Generator[Any]:

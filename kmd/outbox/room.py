@@ -22,6 +22,7 @@ from kmd.outbox.bounds import (
     plan_for_full_disk,
 )
 from kmd.outbox.database import LAST_SEQ, transaction, translate
+from kmd.outbox.sessions import forget_sessions
 
 BALLAST_BYTES = 8 << 20
 """Given up when the disk is full: in WAL mode even a deletion needs space."""
@@ -90,6 +91,7 @@ class Room:
         self._db.execute(f"PRAGMA wal_autocheckpoint = {max(1, log_bytes // self._page_bytes)}")
         self._is_over = False
         self._is_pressed = False
+        self._looked_end_seq = 0
         self.deleted_seq = (self._scalar("SELECT coalesce(min(seq), 0) FROM events") or self._scalar(LAST_SEQ) + 1) - 1
         self.limits = limits
 
@@ -112,6 +114,17 @@ class Room:
         self.deleted_seq = max(self.deleted_seq, deleted_seq)
         self._is_over = is_over
         return eviction is not None
+
+    def forget(self, told_end_seq: int, now_ns: int) -> bool:
+        """
+        Look at some sessions that have ended, and forget those of which nothing is left (kmd.outbox.sessions).
+
+        Returns whether there are more to look at; after False the next call begins anew. Raises OutboxError.
+        """
+        with transaction(self._db) as db:
+            looked = forget_sessions(db, self._looked_end_seq, told_end_seq, now_ns)
+        self._looked_end_seq = looked
+        return looked > 0
 
     def read_level(self, settled_seq: int) -> int:
         """How full of undelivered events the outbox is: one of WARN_PERCENT, or 0. Raises OutboxError."""

@@ -3,6 +3,9 @@ Sessions in the outbox: found or made when a relay connects, and listed by when 
 
 `streams.open` holds the positions of a stream's unanswered requests, as pairs of 64-bit numbers (offset, index).
 Each commit writes them with its offsets, so whoever goes on after a restart pairs even the oldest of them.
+
+A session is forgotten when nothing of it is left to do: it ended some time ago, every destination knows that, and a
+bound has removed the last of its events. A relay that came again nonetheless would send under the same identities.
 """
 
 import struct
@@ -34,6 +37,21 @@ WHERE e.session_id = ? AND e.stream = ? AND e.offset = ? AND e.idx = ?"""
 SELECT_ENDS = """
 SELECT end_seq, session, name, command, pid, started_at_ns, ended_at_ns, closed_first FROM sessions
 WHERE end_seq > ? AND ended_at_ns IS NOT NULL ORDER BY end_seq LIMIT ?"""
+FORGET_STEP = 500
+"""How many ended sessions one step looks at, so that commits can go between two steps."""
+FORGET_AFTER_NS = 24 * 3600 * 10**9
+"""An end that is younger may still be told again: by a relay that did not hear the answer, or by its spool."""
+FORGOTTEN = "sessions that were forgotten"
+"""The row of `evictions` that keeps the bytes of their gaps; status counts those as gaps and not as evictions."""
+SELECT_ENDED = f"SELECT id, end_seq FROM sessions WHERE end_seq > ? ORDER BY end_seq LIMIT {FORGET_STEP}"
+SELECT_FORGETTABLE = """
+SELECT s.id, s.gap_bytes FROM sessions s WHERE s.end_seq > ?1 AND s.end_seq <= ?2
+    AND s.end_seq < (SELECT max(end_seq) FROM sessions WHERE end_seq IS NOT NULL)
+    AND (s.ended_at_ns < ?3 OR s.ended_at_ns > ?4)
+    AND NOT EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.id)
+    AND NOT EXISTS (SELECT 1 FROM quarantine q WHERE q.session_id = s.id)"""
+"""The last end stays: the next one is numbered after it."""
+INTEGER_MAX = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +92,37 @@ def store_streams(
     """Within a transaction: how far each stream is durable, and which of its requests are unanswered."""
     rows = [(session_id, s._value_, offset, pack(open_.get(s, ()))) for s, offset in durable.items()]
     db.executemany(UPSERT_STREAM, rows)
+
+
+def forget_sessions(db: Any, after_end_seq: int, told_end_seq: int, now_ns: int) -> int:
+    """
+    Within a transaction: forget those of the next FORGET_STEP ended sessions of which nothing is left to do.
+
+    told_end_seq: up to which end every destination has been told. Returns the last end that was looked at; 0: none is
+    left to look at.
+    """
+    looked = db.execute(SELECT_ENDED, (after_end_seq,)).fetchall()
+    if not looked:
+        return 0
+    until = min(looked[-1][1], told_end_seq)
+    # An end that lies in the future was stamped by a clock that was wrong.
+    times = (now_ns - FORGET_AFTER_NS, now_ns + FORGET_AFTER_NS)
+    found = db.execute(SELECT_FORGETTABLE, (after_end_seq, until, *times)).fetchall()
+    if found:
+        ids = [(session_id,) for session_id, _ in found]
+        db.executemany("DELETE FROM streams WHERE session_id = ?", ids)
+        db.executemany("DELETE FROM sessions WHERE id = ?", ids)
+        keep_gaps(db, sum(gap_bytes for _, gap_bytes in found), len(found))
+    last: int = looked[-1][1]
+    return last
+
+
+def keep_gaps(db: Any, gap_bytes: int, sessions: int) -> None:
+    """Add to what forgotten sessions have lost, which is counted for ever."""
+    query = "SELECT events, bytes FROM evictions WHERE reason = ?"
+    before = db.execute(query, (FORGOTTEN,)).fetchone() or (0, 0)
+    row = (FORGOTTEN, before[0] + sessions, min(before[1] + gap_bytes, INTEGER_MAX))
+    db.execute("INSERT OR REPLACE INTO evictions (reason, events, bytes, until_seq) VALUES (?, ?, ?, 0)", row)
 
 
 def read_ends(rows: Any) -> list[SessionEnd]:

@@ -38,6 +38,11 @@ class Fleet:
         """The cursor of the destination that is furthest behind; the last event when there is no destination."""
         return min((loop.cursor for loop in self.loops), default=self._outbox.last_seq)
 
+    @property
+    def told_end_seq(self) -> int:
+        """Up to which end of a session every destination has been told; the last one when there is no destination."""
+        return min((loop.ends_cursor for loop in self.loops), default=self._outbox.last_end_seq)
+
     async def apply(self, config: Config) -> None:
         """
         Run exactly the destinations of *config*. One that is new starts with the oldest event that is kept.
