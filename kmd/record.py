@@ -41,6 +41,8 @@ CRC_OF_ALL, CRC_OF_HEAD = range(2)
 """In files the CRC covers header and body. On a socket it need not: a chunk's would take as long as its copy. In a
 file a large chunk may have the short kind at first; it is sealed when its relay leaves (see kmd.shim.spool)."""
 HEADER_BYTES = _HEADER.size + _CRC.size
+_PLAUSIBLE_HEAD = rb"[\x01-\x07].[\0\1]\0..[\0-\x10]\0.{7}[\0-\x10].{7}[\0-\x7f]"
+"""What `parse_head` lets pass, nearly: one search passes gigabytes of damage in seconds, a try per byte takes hours."""
 
 
 class RecordError(ValueError):
@@ -198,14 +200,12 @@ class RecordReader:
                 except RecordError:
                     if not self._salvage:
                         raise
-                    start += 1
-                    self.lost_bytes += 1
+                    start = self._pass_over(start)
                     continue
                 if record is None:
                     if not (is_end and self._salvage):
                         break
-                    start += 1
-                    self.lost_bytes += 1
+                    start = self._pass_over(start)
                     continue
                 start += HEADER_BYTES + len(record.body)
                 if record.is_sealed or self.trusts_bodies:
@@ -217,6 +217,20 @@ class RecordReader:
                 start = len(buffer)
         finally:
             del buffer[:start]
+
+    def _pass_over(self, start: int) -> int:
+        """No record begins at *start*: where the next one may."""
+        following = find_plausible_head(self._buffer, start + 1)
+        self.lost_bytes += following - start
+        return following
+
+
+def find_plausible_head(buffer: bytearray, start: int) -> int:
+    """The first place from *start* on where `parse_head` may find a header, or one may begin that is not whole yet."""
+    import re  # noqa: PLC0415 - only kmd reads damaged files, and the relay is to start quickly
+
+    found = re.compile(_PLAUSIBLE_HEAD, re.DOTALL).search(buffer, start)
+    return found.start() if found else max(start, len(buffer) - HEADER_BYTES + 1)
 
 
 class Head:

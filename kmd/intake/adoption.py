@@ -122,8 +122,7 @@ def hold_spool(path: Path) -> Iterator[int | None]:
 async def adopt(path: Path, descriptor: int, sessions: Sessions) -> None:
     """Commit everything in a spool, then remove it."""
     reader = RecordReader(salvage=True)
-    chunk = os.read(descriptor, READ_BYTES)
-    records = list(reader.feed(chunk))
+    chunk, records = await read_records(descriptor, reader)
     if not records or records[0].type != HELLO:
         set_aside(path, "it does not begin with a hello" if chunk else "it is empty")
         return
@@ -139,14 +138,26 @@ async def adopt(path: Path, descriptor: int, sessions: Sessions) -> None:
             taken = intake.take(records)
             ended = ended or taken.bye is not None
             await intake.commit(taken)
-            chunk = await trio.to_thread.run_sync(os.read, descriptor, READ_BYTES)
-            records = list(reader.feed(chunk) if chunk else reader.finish())
+            chunk, records = await read_records(descriptor, reader)
         taken = intake.take(records)
         await intake.commit(taken)
         if not ended and taken.bye is None:
             await intake.commit(intake.abandon())
     await trio.Path(path).unlink()
     log.info("a spool was taken in", spool=path.name, lost_bytes=reader.lost_bytes)
+
+
+async def read_records(descriptor: int, reader: RecordReader) -> tuple[bytes, list[Record]]:
+    """
+    The next bytes and what they complete; empty bytes at the end. In a thread: where a file is damaged, looking for
+    the next sound record may take a while, and relays wait for their acknowledgements meanwhile.
+    """
+
+    def read() -> tuple[bytes, list[Record]]:
+        chunk = os.read(descriptor, READ_BYTES)
+        return chunk, list(reader.feed(chunk) if chunk else reader.finish())
+
+    return await trio.to_thread.run_sync(read)
 
 
 def is_of_this_boot(hello: Record) -> bool:
