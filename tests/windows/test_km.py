@@ -7,8 +7,10 @@ import pytest
 pytest.importorskip("msvcrt", reason="needs Windows")
 assert sys.platform == "win32"
 
+import ctypes
 import msvcrt
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -20,12 +22,20 @@ from tests.windows.pipe_kmd import PipeKmd
 
 LAUNCH = Path(__file__).parents[2] / "kmd" / "shim" / "launch.py"
 WAIT_S = 60.0
+IS_WINE = hasattr(ctypes.windll.ntdll, "wine_get_version")
 ECHO = "import os\nwhile d := os.read(0, 65536): os.write(1, d.upper())"
 SHOW = "import sys; print(ascii(sys.argv[1:]))"
 IN_TOUCH = "import socket; s = socket.create_connection(('127.0.0.1', {port})); s.sendall(s.recv(9))"
 LEAVES_ONE = (
     "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=-3, stdout=-3, stderr=-3)"
 )
+ON_BREAK = """
+import os, signal, time
+signal.signal(signal.SIGBREAK, lambda *_: os._exit(33))
+os.write(2, b"on")
+while True:
+    time.sleep(0.1)
+"""
 WORDS = ["a b", "", "x&echo owned", 'q"&echo owned&"', "(", "^", "|more", "c:\\d\\", "a=b;c,d", "!PATH!", "é"]
 
 
@@ -92,6 +102,13 @@ def test_stderr_is_the_clients_own_and_can_be_captured(tmp_path: Path) -> None:
     assert streams_of(spooled(tmp_path / "two"))[2].endswith(b"said")
 
 
+def test_stdout_and_stderr_that_are_one_stay_one(tmp_path: Path) -> None:
+    code = "import os\nfor n in range(200): os.write(1 + n % 2, b'%d ' % n)"
+    done = subprocess.run(km(tmp_path, *python(code)), input=b"", stdout=-1, stderr=subprocess.STDOUT, timeout=WAIT_S)
+    assert done.stdout.split() == [b"%d" % number for number in range(200)]
+    assert streams_of(spooled(tmp_path))[1] == done.stdout
+
+
 def test_everything_reaches_kmd_over_its_pipe_and_nothing_is_left(tmp_path: Path) -> None:
     kmd = PipeKmd(tmp_path, pipe_sddl(current_user_sid()))
     data = bytes(range(256)) * 2000
@@ -147,6 +164,17 @@ def test_who_kills_km_kills_the_server(tmp_path: Path) -> None:
         assert process.stderr.read() == b""  # its end: nobody holds the client's stderr any more
 
 
+def test_control_break_is_the_servers_affair(tmp_path: Path) -> None:
+    if IS_WINE:
+        pytest.skip("Wine has no console here")
+    group = subprocess.CREATE_NEW_PROCESS_GROUP
+    with subprocess.Popen(km(tmp_path, *python(ON_BREAK)), stdin=-1, stderr=-1, creationflags=group) as process:
+        assert process.stderr is not None
+        assert process.stderr.read(2) == b"on"
+        process.send_signal(signal.CTRL_BREAK_EVENT)
+        assert process.wait(WAIT_S) == 33
+
+
 def left_behind(home: Path, *, killed: bool) -> bytes:
     """What a process says that the server has left behind, when km has ended or been killed; empty when it is gone."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -197,7 +225,7 @@ def test_a_batch_file_gets_the_words_and_gives_its_exit_code(tmp_path: Path) -> 
 
 
 def test_percent_signs_reach_a_batch_file_as_they_are(tmp_path: Path) -> None:
-    if hasattr(__import__("ctypes").windll.ntdll, "wine_get_version"):
+    if IS_WINE:
         pytest.skip("Wine's cmd.exe takes %% for one, as Windows' does in batch files only")
     words = ["%PATH%", "100%", "%%", "%1", "%~dp0", "a%20b", "%cd%"]
     batch(tmp_path, "tool.bat", f'"{sys.executable}" -c "{SHOW}" %*')

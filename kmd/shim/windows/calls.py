@@ -88,6 +88,7 @@ _GetFileType = kernel("GetFileType", DWORD, HANDLE)
 _DuplicateHandle = kernel(
     "DuplicateHandle", BOOL, HANDLE, HANDLE, HANDLE, ctypes.POINTER(HANDLE), DWORD, BOOL, DWORD
 )  # fmt: skip
+_CompareObjectHandles = declare(ctypes.WinDLL("kernelbase"), "CompareObjectHandles", BOOL, HANDLE, HANDLE)
 _CreateEvent = kernel("CreateEventW", HANDLE, LPVOID, BOOL, BOOL, LPCWSTR)
 _SetEvent = kernel("SetEvent", BOOL, HANDLE)
 _ResetEvent = kernel("ResetEvent", BOOL, HANDLE)
@@ -261,6 +262,11 @@ def std_handle(which: int) -> int | None:
 
 def file_type(handle: int) -> int:
     return int(_GetFileType(handle))
+
+
+def is_same_object(one: int, other: int) -> bool:
+    """Whether both handles are of one and the same pipe or opened file."""
+    return bool(_CompareObjectHandles(one, other))
 
 
 def duplicate_for_child(handle: int) -> int:

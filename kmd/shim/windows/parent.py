@@ -17,7 +17,15 @@ import time
 from typing import NoReturn
 
 from kmd.shim.start import EX_UNABLE, EX_USAGE, Plan, fail, parse_args
-from kmd.shim.windows.calls import close_handle, create_pipe, duplicate_for_child, wait_for_any
+from kmd.shim.windows.calls import (
+    FILE_TYPE_CHAR,
+    close_handle,
+    create_pipe,
+    duplicate_for_child,
+    file_type,
+    is_same_object,
+    wait_for_any,
+)
 from kmd.shim.windows.plan import (
     JOB_AFTERWARDS,
     JOB_WHILE_SERVED,
@@ -141,12 +149,13 @@ def serve(plan: Plan, launch: Launch) -> int:
     """Run the server; returns its exit code. Raises CannotStartError."""
     channels = open_channels(plan)
     stdio = [channels[fd][0] if fd in channels else copy_of(fd) for fd in range(3)]
+    if plan.is_one_output:
+        stdio[2] = stdio[1]
     console = Console()
     server = Server(plan.command[0], launch, stdio)
     console.server = server.process
-    for handle in stdio:
-        if handle is not None:
-            close_handle(handle)
+    for handle in {handle for handle in stdio if handle is not None}:
+        close_handle(handle)
     server.go_on()
     if channels:
         relay(plan, server, {fd: our_end for fd, (_, our_end) in channels.items()})
@@ -179,13 +188,24 @@ def open_channels(plan: Plan) -> dict[int, tuple[int, int]]:
     end, to be inherited; km's end). Empty when there is nothing to replace, or no pipe to be had: then nothing is
     captured.
     """
-    wanted = [0, 1, 2] if plan.stderr and client_handle(2) is not None else [0, 1]
-    if any(client_handle(fd) is None for fd in wanted):
+    if client_handle(0) is None or client_handle(1) is None:
         return {}
+    is_one_output = are_one_output()
+    wanted = (0, 1, 2) if plan.stderr and client_handle(2) is not None and not is_one_output else (0, 1)
     try:
-        return {fd: open_channel(server_reads=fd == 0) for fd in wanted}
+        channels = {fd: open_channel(server_reads=fd == 0) for fd in wanted}
     except OSError:
         return {}
+    plan.is_one_output = is_one_output
+    return channels
+
+
+def are_one_output() -> bool:
+    """Whether stdout and stderr are one pipe or file, whose words have an order (`2>&1`). A console may stay one."""
+    output, errors = client_handle(1), client_handle(2)
+    if output is None or errors is None or file_type(output) == FILE_TYPE_CHAR:
+        return False
+    return is_same_object(output, errors)
 
 
 def open_channel(*, server_reads: bool) -> tuple[int, int]:
