@@ -18,7 +18,7 @@ from kmd.errors import ConfigError, KilometersError
 
 AFTER_RESTART = frozenset({"log.level"})
 """What kmd looks at only when it starts."""
-EDITOR = "vi"
+EDITOR = "notepad" if sys.platform == "win32" else "vi"
 
 
 def complete_setting(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -223,7 +223,7 @@ def run_editor(draft: Path) -> None:
     """Let the user edit *draft*. Raises KilometersError."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or EDITOR
     try:
-        words = [*shlex.split(editor), str(draft)]
+        words = [*split_words(editor, sys.platform), str(draft)]
         code = subprocess.run(words, check=False).returncode  # noqa: S603 - the user's own editor
     except (OSError, ValueError) as exc:
         raise KilometersError(f"{editor}: cannot be run", hint="set VISUAL or EDITOR to your editor") from exc
@@ -231,6 +231,13 @@ def run_editor(draft: Path) -> None:
         raise KilometersError(
             f"{editor} ended with {code}; nothing was changed", hint="save and quit to change the file"
         )
+
+
+def split_words(line: str, platform: str) -> list[str]:
+    """The words of a command line; on Windows a backslash stands for itself. Pure. Raises ValueError."""
+    if platform != "win32":
+        return shlex.split(line)
+    return [word.strip('"') for word in shlex.split(line, posix=False)]
 
 
 def describe_config(path: str, exists: bool, values: Config) -> dict[str, object]:  # noqa: FBT001 - one fact of three

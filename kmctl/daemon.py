@@ -1,5 +1,5 @@
 """
-The client of kmd's control socket: one request line out, answer lines in (docs/control-protocol.md).
+The client of kmd's control socket, or pipe: one request line out, answer lines in (docs/control-protocol.md).
 
 Blocking, standard library only: a command asks one thing and ends. Every wait has a bound, except that of
 `tail -f`, which waits for the user.
@@ -7,10 +7,12 @@ Blocking, standard library only: a command asks one thing and ends. Every wait h
 
 import json
 import os
-import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 
 from kmctl.answers import Answer
 from kmd.errors import DaemonUnavailable, KilometersError, RemoteProtocolError
@@ -20,7 +22,20 @@ ANSWER_TIMEOUT_S = 10.0
 """kmd answers from memory and short reads; longer than this means that it hangs."""
 LINE_MAX_BYTES = 8 << 20
 """Far above a status of a thousand sessions: only what is no kmd sends more in one line."""
+CHUNK_BYTES = 64 << 10
 RESTART_HINT = "look at what kmd last wrote to stderr, then start it again"
+
+
+class Connection(Protocol):
+    """What a socket and a pipe have in common. Each method but `close` raises OSError."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+    def settimeout(self, value: float | None, /) -> None: ...
+    def sendall(self, data: bytes, /) -> None: ...
+    def recv(self, most: int, /) -> bytes: ...
 
 
 @contextmanager
@@ -51,56 +66,79 @@ def ask(path: Path, request: Mapping[str, object], *, start_hint: str = "") -> A
     raise DaemonUnavailable("kmd closed the connection without an answer", hint=RESTART_HINT)
 
 
-def connect(path: Path, start_hint: str) -> socket.socket:
-    """A connection to the socket at *path*. Raises DaemonUnavailable."""
-    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    peer.settimeout(CONNECT_TIMEOUT_S)
+def connect(path: Path, start_hint: str) -> Connection:
+    """A connection to kmd's socket, or pipe, at *path*. Raises DaemonUnavailable."""
     try:
-        with inside(path.parent):
-            peer.connect(path.name)
+        return open_connection(path)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as exc:
-        peer.close()
         raise DaemonUnavailable("kmd is not running", hint=start_hint) from exc
     except PermissionError as exc:
-        peer.close()
-        raise DaemonUnavailable(f"{path}: permission denied", hint="run kmctl as the user that runs kmd") from exc
+        why = exc.strerror or "permission denied"
+        raise DaemonUnavailable(f"{path}: {why.lower()}", hint="run kmctl as the user that runs kmd") from exc
     except OSError as exc:
-        peer.close()
         raise DaemonUnavailable(f"{path}: cannot be reached ({exc})", hint=RESTART_HINT) from exc
-    return peer
 
 
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """
-    Be in *folder* for a moment: a socket's address holds about 100 bytes, the path to it may be longer.
+if sys.platform == "win32":
+    from kmd.pipe_client import connect_pipe
 
-    The process has one thread, so nobody else notices. Raises OSError.
-    """
-    back = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.chdir(folder)
+    def open_connection(path: Path) -> Connection:
+        """Raises OSError."""
+        return connect_pipe(str(path), CONNECT_TIMEOUT_S)
+
+else:
+    import socket
+
+    def open_connection(path: Path) -> Connection:
+        """Raises OSError."""
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        peer.settimeout(CONNECT_TIMEOUT_S)
         try:
-            yield
-        finally:
-            os.fchdir(back)
-    finally:
-        os.close(back)
+            with inside(path.parent):
+                peer.connect(path.name)
+        except OSError:
+            peer.close()
+            raise
+        return peer
 
+    @contextmanager
+    def inside(folder: Path) -> Iterator[None]:
+        """
+        Be in *folder* for a moment: a socket's address holds about 100 bytes, the path to it may be longer.
 
-def read_answers(peer: socket.socket) -> Iterator[Answer]:
-    """Each line as an answer. Raises as open_answers does."""
-    with peer.makefile("rb") as lines:
-        while True:
+        The process has one thread, so nobody else notices. Raises OSError.
+        """
+        back = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.chdir(folder)
             try:
-                line = lines.readline(LINE_MAX_BYTES + 1)
+                yield
+            finally:
+                os.fchdir(back)
+        finally:
+            os.close(back)
+
+
+def read_answers(peer: Connection) -> Iterator[Answer]:
+    """Each line as an answer. Raises as open_answers does."""
+    data = bytearray()
+    while True:
+        end = data.find(b"\n") + 1
+        if not end and len(data) <= LINE_MAX_BYTES:
+            try:
+                chunk = peer.recv(CHUNK_BYTES)
             except TimeoutError as exc:
                 raise DaemonUnavailable("kmd did not answer in time", hint=RESTART_HINT) from exc
             except OSError as exc:
                 raise DaemonUnavailable("kmd went away", hint=RESTART_HINT) from exc
-            if not line:
-                return
-            yield parse_answer(line)
+            data += chunk
+            if chunk:
+                continue
+        if not data:
+            return
+        line = bytes(data[: end or len(data)])
+        del data[: len(line)]
+        yield parse_answer(line)
 
 
 def parse_answer(line: bytes) -> Answer:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -77,4 +78,13 @@ def current_places() -> Places:
 def home_flag() -> str:
     """` --home DIR` for a command that we tell the user to run, absolute and quoted; empty when not given."""
     home = chosen_home()
-    return f" --home {shlex.quote(str(Path.cwd() / home.expanduser()))}" if home is not None else ""
+    return f" --home {quote(str(Path.cwd() / home.expanduser()))}" if home is not None else ""
+
+
+def quote(word: str) -> str:
+    """*word* as the user's shell reads it back."""
+    if sys.platform == "win32":
+        import subprocess
+
+        return subprocess.list2cmdline([word])
+    return shlex.quote(word)

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 import tomli_w
 
 from kmd.errors import ConfigError
+from kmd.open_flags import BINARY, NO_LINKS
+from kmd.private_dir import make_dir
 from kmd.toml_lines import find_line
 
 Value = int | str | bool
@@ -93,8 +95,6 @@ SETTINGS = (
 )
 KEY_SOURCES = ("keyring", "file")
 DESTINATION_KEYS = ("name", "url", "key", "key_from")
-NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
-"""Windows does without it."""
 DEFAULT_NAME = "default"
 NAME_MAX_CHARS = 100
 """Of a destination's name: it stands in tables and log lines."""
@@ -336,11 +336,11 @@ def write_private(path: Path, text: str, encoding: str = "utf-8") -> None:
     A symbolic link stays one: what it points to is replaced. Raises OSError; then nothing has changed.
     """
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_dir(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o600)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS | BINARY, 0o600)
     try:
-        with os.fdopen(descriptor, "w", encoding=encoding) as file:
+        with os.fdopen(descriptor, "w", encoding=encoding, newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

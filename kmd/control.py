@@ -61,6 +61,8 @@ class Control:
     housekeeper: Housekeeper
     committed: "Announcer"
     reload: Callable[[], Awaitable[None]]
+    ending: trio.Event
+    """Set when kmd is to end."""
 
 
 class Announcer:
@@ -93,7 +95,7 @@ class Request(msgspec.Struct):
     all: bool = False
 
 
-async def serve_kmctl(stream: trio.SocketStream, control: Control) -> None:
+async def serve_kmctl(stream: trio.abc.Stream, control: Control) -> None:
     """Answer one request, then close. A client that goes away ends its operation."""
     try:
         async with stream:
@@ -108,7 +110,7 @@ async def serve_kmctl(stream: trio.SocketStream, control: Control) -> None:
         pass
 
 
-async def receive_request(stream: trio.SocketStream) -> Request | KilometersError:
+async def receive_request(stream: trio.abc.Stream) -> Request | KilometersError:
     """The request, or what is wrong with it."""
     data = bytearray()
     with trio.move_on_after(REQUEST_TIMEOUT_S):
@@ -120,7 +122,7 @@ async def receive_request(stream: trio.SocketStream) -> Request | KilometersErro
         return KilometersError("not a request", hint=VERSION_HINT)
 
 
-async def cancel_when_gone(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+async def cancel_when_gone(stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
     """A client says no more after its request: the end of its stream means that it has left."""
     with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         while await stream.receive_some(1024):
@@ -149,6 +151,11 @@ async def answer(request: Request | KilometersError, control: Control) -> AsyncG
             case "reload":
                 await control.reload()
                 yield {"done": True}
+            case "stop":
+                try:
+                    yield {"done": True}
+                finally:
+                    control.ending.set()  # also when whoever asked has left already
             case _:
                 raise KilometersError("unknown request", hint=VERSION_HINT)
     except KilometersError as exc:

@@ -1,9 +1,7 @@
 """kmd put together: lock, outbox, sockets, sync, signals. Nobody imports this but the entry point."""
 
-import fcntl
 import os
 import platform
-import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +15,14 @@ import trio
 from kmd.config import Config, load_config
 from kmd.control import Announcer, Control, serve_kmctl
 from kmd.errors import DaemonRunning, KilometersError
-from kmd.intake.activation import Role, open_activated, take_activated
 from kmd.intake.adoption import Adopter
 from kmd.intake.capacity import Capacity, raise_descriptor_limit
 from kmd.intake.connection import serve_relay
-from kmd.intake.local_socket import is_own_peer, listen, make_private_dir
+from kmd.intake.doors import open_doors, take_passed
+from kmd.intake.peer import Peer, Role
 from kmd.intake.sessions import Sessions
 from kmd.keys import resolve_keys
+from kmd.lock_file import read_text, take_lock, write_text
 from kmd.notify import READY, STOPPING, notify
 from kmd.outbox.bounds import Limits
 from kmd.outbox.database import SQLITE_VERSION
@@ -32,6 +31,8 @@ from kmd.outbox.outbox import Outbox
 from kmd.outbox.room import start_with_space
 from kmd.outbox.writer import Writer
 from kmd.paths import Places
+from kmd.private_dir import make_private_dir
+from kmd.signals import heed_signals
 from kmd.sync.destination import Sender
 from kmd.sync.fleet import Fleet
 
@@ -45,15 +46,13 @@ def hold_lock(places: Places) -> Iterator[bool]:
 
     Yields whether the kmd before this one stopped properly: then it emptied the file, else its pid still stands there.
     """
-    descriptor = os.open(places.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = take_lock(places.lock_file)
+    if descriptor is None:
+        pid = read_text(places.lock_file).decode("ascii", "replace")
+        who = f" (pid {pid})" if pid else ""
+        hint = "see 'kmctl status'; stop it first, or use another --home"
+        raise DaemonRunning(f"kmd is already running for {places.meeting_dir}{who}", hint=hint)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            pid = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
-            who = f" (pid {pid})" if pid else ""
-            hint = "see 'kmctl status'; stop it first, or use another --home"
-            raise DaemonRunning(f"kmd is already running for {places.meeting_dir}{who}", hint=hint) from exc
         was_clean = os.fstat(descriptor).st_size == 0
         start_with_space(places.outbox_file)
         write_pid(places.lock_file, descriptor)
@@ -65,20 +64,17 @@ def hold_lock(places: Places) -> Iterator[bool]:
 
 def write_pid(path: Path, descriptor: int) -> None:
     """Say who holds the lock, also after a power loss. Raises KilometersError; what stood there before then stays."""
-    line = b"%d\n" % os.getpid()
     try:
-        os.pwrite(descriptor, line, 0)
-        os.ftruncate(descriptor, len(line))
-        os.fsync(descriptor)
+        write_text(descriptor, b"%d\n" % os.getpid())
     except OSError as exc:
         raise KilometersError(f"{path}: cannot be written ({exc.strerror})", hint="free some disk space") from exc
 
 
 async def run_daemon(places: Places, config: Config, environ: Mapping[str, str]) -> None:
-    """Run until SIGTERM or SIGINT. Raises KilometersError when it cannot start or go on."""
+    """Run until a signal or kmctl says so (kmd.signals). Raises KilometersError when it cannot start or go on."""
     started_at = time.monotonic()
     capacity = Capacity(raise_descriptor_limit())
-    activated = take_activated(environ, os.getpid())
+    passed = take_passed(environ)
     make_private_dir(places.meeting_dir)
     make_private_dir(places.state_dir)
     limits = Limits.of(config.outbox_max_bytes, config.outbox_max_age_days)
@@ -109,37 +105,36 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
                 housekeeper=housekeeper,
                 committed=announcer,
                 reload=partial(reload, places, environ, outbox, sessions, fleet),
+                ending=trio.Event(),
             )
-            paths = {Role.INTAKE: places.socket, Role.CONTROL: places.control_socket}
-            own = {role: path for role, path in paths.items() if role not in activated}
-            sockets = {role: open_activated(descriptor) for role, descriptor in activated.items()}
-            sockets |= {role: listen(path) for role, path in own.items()}
-            nursery.start_soon(writer.run)
-            await fleet.apply(config)
-            nursery.start_soon(housekeeper.run)
-            nursery.start_soon(accept_relays, sockets[Role.INTAKE], sessions, adopter)
-            nursery.start_soon(adopter.run)
-            nursery.start_soon(accept_kmctl, sockets[Role.CONTROL], control)
-            log.info("kmd is ready", pid=os.getpid(), home=str(places.meeting_dir), version=release)
-            notify(READY, environ)
-            await wait_for_end(control)
-            notify(STOPPING, environ)
-            for path in own.values():
-                path.unlink(missing_ok=True)
+            with open_doors(places, passed) as doors:
+                nursery.start_soon(writer.run)
+                await fleet.apply(config)
+                nursery.start_soon(housekeeper.run)
+                nursery.start_soon(accept_relays, doors[Role.INTAKE], sessions, adopter)
+                nursery.start_soon(adopter.run)
+                nursery.start_soon(accept_kmctl, doors[Role.CONTROL], control)
+                log.info("kmd is ready", pid=os.getpid(), home=str(places.meeting_dir), version=release)
+                notify(READY, environ)
+                await wait_for_end(control)
+                notify(STOPPING, environ)
             nursery.cancel_scope.cancel()  # a commit that runs is finished; what is not acknowledged comes again
         log.info("kmd has stopped", pid=os.getpid())
 
 
 async def wait_for_end(control: Control) -> None:
-    """Until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for signum in signals:
-            if signum != signal.SIGHUP:
-                return
-            try:
-                await control.reload()
-            except KilometersError as exc:
-                log.error("the configuration was not read again", error=str(exc), hint=exc.hint)  # noqa: TRY400
+    """Until a signal or `kmctl` says so."""
+
+    async def read_again() -> None:
+        try:
+            await control.reload()
+        except KilometersError as exc:
+            log.error("the configuration was not read again", error=str(exc), hint=exc.hint)  # noqa: TRY400
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(heed_signals, control.ending.set, read_again)
+        await control.ending.wait()
+        nursery.cancel_scope.cancel()
 
 
 async def reload(places: Places, environ: Mapping[str, str], outbox: Outbox, sessions: Sessions, fleet: Fleet) -> None:
@@ -161,36 +156,36 @@ def warn_of_keys(problems: Sequence[KilometersError]) -> None:
         log.warning("a key cannot be read", error=str(problem), hint=problem.hint)
 
 
-async def accept_relays(listener: trio.SocketListener, sessions: Sessions, adopter: Adopter) -> None:
-    async def serve(stream: trio.SocketStream) -> None:
+async def accept_relays(door: trio.abc.Listener[Peer], sessions: Sessions, adopter: Adopter) -> None:
+    async def serve(peer: Peer) -> None:
         with sessions.capacity.admit() as is_admitted:
             if not is_admitted:
                 return
             try:
-                await serve_relay(stream.socket, sessions)
+                await serve_relay(peer, sessions)
             finally:
                 adopter.look()
 
-    await accept_own(listener, serve)
+    await accept_own(door, serve)
 
 
-async def accept_kmctl(listener: trio.SocketListener, control: Control) -> None:
-    await accept_own(listener, lambda stream: serve_kmctl(stream, control))
+async def accept_kmctl(door: trio.abc.Listener[Peer], control: Control) -> None:
+    await accept_own(door, lambda peer: serve_kmctl(peer, control))
 
 
-async def accept_own(listener: trio.SocketListener, serve: Callable[[trio.SocketStream], Awaitable[None]]) -> None:
+async def accept_own(door: trio.abc.Listener[Peer], serve: Callable[[Peer], Awaitable[None]]) -> None:
     """Serve connections of this user. Whatever goes wrong with one ends that one and is logged, never kmd."""
 
-    async def guard(stream: trio.SocketStream) -> None:
-        async with stream:
-            if not is_own_peer(stream.socket):
+    async def guard(peer: Peer) -> None:
+        async with peer:
+            if not peer.is_own():
                 log.warning("another user's connection was refused")
                 return
             try:
-                await serve(stream)
+                await serve(peer)
             except KilometersError as exc:
                 log.warning("a connection was ended", error=str(exc), hint=exc.hint)
             except Exception:
                 log.exception("a connection failed")
 
-    await trio.serve_listeners(guard, [listener])
+    await trio.serve_listeners(guard, [door])

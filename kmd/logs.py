@@ -11,6 +11,8 @@ from pathlib import Path
 import structlog
 
 from kmd.errors import KilometersError
+from kmd.open_flags import BINARY, NO_LINKS
+from kmd.private_dir import make_dir
 
 STDERR = 2
 LOG_FILE_MAX_BYTES = 1 << 20
@@ -44,7 +46,7 @@ def redirect_stderr(path: Path) -> None:
     Raises KilometersError when that cannot be.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_dir(path.parent)
         put_aside(path)
         open_as_stderr(path)
     except OSError as exc:
@@ -61,9 +63,23 @@ def put_aside(path: Path) -> None:
 
 def open_as_stderr(path: Path) -> None:
     """Put *path* in the place of descriptor 2. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    put_in_place_of_stderr(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINKS | BINARY, 0o600))
+
+
+def put_in_place_of_stderr(descriptor: int) -> None:
+    """Have descriptor 2 be a copy of *descriptor*, which is closed. Raises OSError."""
     os.dup2(descriptor, STDERR)
     os.close(descriptor)
+
+
+def start_anew(path: Path) -> None:
+    """Put a log that has grown aside, and go on in a new one; whatever happens, in one of the two. Raises OSError."""
+    try:
+        if sys.platform == "win32":  # a file that is open cannot be renamed there
+            put_in_place_of_stderr(os.open(os.devnull, os.O_WRONLY))
+        put_aside(path)
+    finally:
+        open_as_stderr(path)
 
 
 class BoundedLog(io.TextIOBase):
@@ -78,8 +94,7 @@ class BoundedLog(io.TextIOBase):
         with self._lock, contextlib.suppress(OSError):
             os.write(STDERR, text.encode("utf-8", "backslashreplace"))
             if os.fstat(STDERR).st_size > LOG_FILE_MAX_BYTES:
-                put_aside(self._path)
-                open_as_stderr(self._path)
+                start_anew(self._path)
         return len(text)
 
     def fileno(self) -> int:

@@ -1,6 +1,7 @@
 """Telling a service manager how kmd is (systemd's protocol; see sd_notify(3)). Without one nothing happens."""
 
 import socket
+import sys
 from collections.abc import Mapping
 
 import structlog
@@ -20,9 +21,10 @@ def notify(state: str, environ: Mapping[str, str]) -> None:
         return
     target = b"\0" + address[1:].encode() if address.startswith("@") else address.encode()
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(SEND_TIMEOUT_S)
-            sock.connect(target)
-            sock.send(state.encode("ascii"))
+        if sys.platform != "win32":
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(SEND_TIMEOUT_S)
+                sock.connect(target)
+                sock.send(state.encode("ascii"))
     except OSError as exc:
         log.warning("the service manager was not told", state=state, error=exc.strerror or type(exc).__name__)

@@ -8,6 +8,7 @@ kmd.shim.hello.meeting_dir says the same for `km`, which must not import this; a
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +34,13 @@ class Places:
 
     @property
     def socket(self) -> Path:
-        return self.meeting_dir / SOCKET
+        """Where km finds kmd: a socket's path, on Windows a pipe's name."""
+        return meeting_point(self.meeting_dir, SOCKET)
 
     @property
     def control_socket(self) -> Path:
-        return self.meeting_dir / CONTROL_SOCKET
+        """Where kmctl does."""
+        return meeting_point(self.meeting_dir, CONTROL_SOCKET)
 
     @property
     def spool_dir(self) -> Path:
@@ -50,6 +53,15 @@ class Places:
     @property
     def outbox_file(self) -> Path:
         return self.state_dir / "outbox.db"
+
+
+def meeting_point(folder: Path, socket: str) -> Path:
+    """Where a door of the kmd of *folder* is. Pipes have no folders: their names are made of it."""
+    if sys.platform == "win32":
+        from kmd.shim.windows.names import CONTROL, RELAY, pipe_name
+
+        return Path(pipe_name(str(folder), RELAY if socket == SOCKET else CONTROL))
+    return folder / socket
 
 
 def find_places(home: Path | None, environ: Mapping[str, str]) -> Places:

@@ -8,19 +8,18 @@ dies, sees the old text or the new one. Mode, owner and extended attributes go a
 import errno
 import os
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from kmd.errors import KilometersError
+from kmd.open_flags import BINARY, NO_LINKS, NO_WAIT
 
 FILE_MAX_BYTES = 64 << 20
 """Claude Code keeps its history in its configuration; tens of MB have been seen, more is no configuration."""
 MARK = "kilometers"
 DRAFT_SUFFIX = ".tmp"
 BACKUP_SUFFIX = ".bak"
-NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
-NONBLOCK = getattr(os, "O_NONBLOCK", 0)
-BINARY = getattr(os, "O_BINARY", 0)
 
 
 class FileRefused(KilometersError):
@@ -40,7 +39,7 @@ def read_file(path: Path) -> Snapshot:
     """Read a regular file, through symbolic links. Raises FileRefused."""
     try:
         real = Path(os.path.realpath(path, strict=True))
-        descriptor = os.open(real, os.O_RDONLY | NOFOLLOW | NONBLOCK | BINARY)
+        descriptor = os.open(real, os.O_RDONLY | NO_LINKS | NO_WAIT | BINARY)
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -93,7 +92,7 @@ def check_unchanged(path: Path, before: Snapshot) -> None:
 
 def write_synced(path: Path, raw: bytes, like: Snapshot | None) -> None:
     """Write a new file of our own, 0600 or as *like* is, and wait until it is on the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS | BINARY, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(raw)
         file.flush()
@@ -104,8 +103,8 @@ def write_synced(path: Path, raw: bytes, like: Snapshot | None) -> None:
 
 def take_after(descriptor: int, like: Snapshot) -> None:
     """Give an open file the owner, attributes and mode of *like*. Raises OSError when the owner cannot be kept."""
-    if not hasattr(os, "fchown"):
-        return  # Windows: the folder's access list is inherited
+    if sys.platform == "win32":
+        return  # the folder's access list is inherited
     own = os.fstat(descriptor)
     if (own.st_uid, own.st_gid) != (like.status.st_uid, like.status.st_gid):
         os.fchown(descriptor, like.status.st_uid, like.status.st_gid)
@@ -115,7 +114,7 @@ def take_after(descriptor: int, like: Snapshot) -> None:
 
 def copy_attributes(descriptor: int, source: Path) -> None:
     """Copy extended attributes, access lists among them, where system and file system have them."""
-    if not hasattr(os, "listxattr"):
+    if sys.platform == "win32" or not hasattr(os, "listxattr"):
         return
     try:
         for name in os.listxattr(source):

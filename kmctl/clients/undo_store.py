@@ -12,6 +12,8 @@ from pathlib import Path
 
 from kmctl.clients.files import DRAFT_SUFFIX, FileRefused, sync_folder, write_synced
 from kmctl.clients.undo import Undo, parse_undo, render_undo
+from kmd.lock_file import take_lock
+from kmd.private_dir import make_dir
 
 FOLDER = "undo"
 SUFFIX = ".json"
@@ -23,31 +25,19 @@ def hold_lock(state_dir: Path) -> Iterator[Path]:
     """The folder of records below *state_dir*, for this run alone. Raises FileRefused."""
     folder = state_dir / FOLDER
     try:
-        state_dir.parent.mkdir(parents=True, exist_ok=True)
         for private in (state_dir, folder):
-            private.mkdir(exist_ok=True, mode=0o700)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            make_dir(private)
+        descriptor = take_lock(folder / LOCK)
     except OSError as exc:
         raise FileRefused(f"{folder}: cannot be made ({exc.strerror})", hint="check the owner of its folder") from exc
+    if descriptor is None:
+        raise FileRefused("another kmctl is at work on the clients", hint="wait for it to end")
     try:
-        lock(descriptor, folder)
         for draft in folder.glob(f"*{DRAFT_SUFFIX}"):
             draft.unlink(missing_ok=True)
         yield folder
     finally:
         os.close(descriptor)
-
-
-def lock(descriptor: int, folder: Path) -> None:
-    """Take the lock or raise FileRefused; the end of the process gives it back."""
-    try:
-        import fcntl
-    except ImportError:
-        return  # Windows: the check for changed files has to do
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        raise FileRefused("another kmctl is at work on the clients", hint="wait for it to end") from exc
 
 
 def save_undo(folder: Path, undo: Undo) -> None:

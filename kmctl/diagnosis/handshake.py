@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -161,10 +162,10 @@ class Lines:
                 continue
             if len(line) > LINE_MAX_BYTES:
                 return None
-            ready, _, _ = select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))
+            ready = wait_readable(self._fd, deadline)
             chunk = os.read(self._fd, 65536) if ready else b""
             if not chunk:
-                self.at_end = bool(ready)
+                self.at_end = ready
                 self._rest = b""
                 return line or None
             self._rest += chunk
@@ -178,12 +179,48 @@ def end(process: subprocess.Popen[bytes], outcome: Outcome) -> None:
         assert pipe is not None  # noqa: S101 - both are pipes
         pipe.close()
     wait(process)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-        if wait(process) is not None:
-            break
+    end_tree(process)
     process.wait()
+
+
+if sys.platform == "win32":
+    import _winapi
+    import msvcrt
+
+    LOOK_S = 0.02
+
+    def wait_readable(fd: int, deadline: float) -> bool:
+        """Whether the pipe *fd* has something to read, its end included, before the monotonic clock says *deadline*."""
+        while True:
+            try:
+                available = _winapi.PeekNamedPipe(msvcrt.get_osfhandle(fd), 0)[-2]
+            except OSError:
+                return True
+            if available or time.monotonic() > deadline:
+                return available > 0
+            time.sleep(LOOK_S)
+
+    def end_tree(process: subprocess.Popen[bytes]) -> None:
+        """End the server and all that it has started."""
+        with contextlib.suppress(OSError):
+            words = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
+            subprocess.run(words, capture_output=True, check=False)  # noqa: S603, S607 - words of ours
+        process.kill()
+
+else:
+
+    def wait_readable(fd: int, deadline: float) -> bool:
+        """Whether the pipe *fd* has something to read, its end included, before the monotonic clock says *deadline*."""
+        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        return bool(ready)
+
+    def end_tree(process: subprocess.Popen[bytes]) -> None:
+        """End the server and all that it has started: by SIGTERM, or else by SIGKILL."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, number)
+            if wait(process) is not None:
+                break
 
 
 def wait(process: subprocess.Popen[bytes]) -> int | None:

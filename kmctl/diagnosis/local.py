@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,32 @@ def check_config(places: Places, environ: Mapping[str, str]) -> tuple[Config | N
     return config, [ok(Check.CONFIG, f"{places.config_file} can be used")]
 
 
-def check_modes(places: Places, uid: int) -> Iterator[Finding]:
-    """Whether everything private is this user's alone."""
+if sys.platform == "win32":
+    from kmd.private_dir import others_in
+
+    def check_modes(places: Places) -> Iterator[Finding]:
+        """Whether everything private is this user's alone: folders hand their access list on to what is in them."""
+        faults = []
+        for folder in dict.fromkeys((places.meeting_dir, places.state_dir, places.config_file.parent)):
+            if folder.exists() and (others := others_in(folder)):
+                faults.append(judge_access(folder, others))
+        yield from faults or [ok(Check.MODES, "files and pipes are yours alone")]
+
+else:
+
+    def check_modes(places: Places) -> Iterator[Finding]:
+        """Whether everything private is this user's alone."""
+        return judge_modes(places, os.geteuid())
+
+
+def judge_access(folder: Path, others: Sequence[str]) -> Finding:
+    """A folder on Windows that *others* may get at. Pure."""
+    what = f"{folder} is open to other users ({', '.join(others)})"
+    return bad(Check.MODES, what, f'icacls "{folder}" /inheritance:r /grant:r "%USERNAME%:(OI)(CI)F"')
+
+
+def judge_modes(places: Places, uid: int) -> Iterator[Finding]:
+    """Whether owner and mode of everything private are as they should be for the user *uid*."""
     folders = [look(path) for path in (places.meeting_dir, places.state_dir)]
     names = (places.socket, places.control_socket, places.outbox_file, places.config_file, key_file(places.config_file))
     found = [*dict.fromkeys(folders), *(look(path) for path in names)]
@@ -100,7 +125,7 @@ def check_daemon(places: Places, report: Report, own_version: str) -> tuple[Stat
             fix = "kmctl service restart"
         return None, [bad(Check.KMD, str(trouble), fix, last_log_lines(report.log_file))]
     findings = [ok(Check.KMD, f"kmd {status.daemon.version} runs (pid {status.daemon.pid})")]
-    if not places.socket.exists():
+    if sys.platform != "win32" and not places.socket.exists():  # a pipe is there as long as kmd is
         what = f"kmd runs, but km cannot find it: {places.socket} is gone"
         findings.append(bad(Check.KMD, what, "kmctl service restart"))
     return status, [*findings, *judge_daemon(status, own_version)]
@@ -190,7 +215,7 @@ def check_local(
     """Everything about kmd: its configuration and report, where they can be had, and what was found."""
     config, findings = check_config(places, environ)
     status, more = check_daemon(places, report, own_version)
-    findings += [*more, judge_service(report), *check_modes(places, os.geteuid())]
+    findings += [*more, judge_service(report), *check_modes(places)]
     if status is not None:
         findings += judge_outbox(status)
     if config is not None:

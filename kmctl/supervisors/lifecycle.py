@@ -65,9 +65,15 @@ def find_deployment(home: Path | None, environ: Mapping[str, str]) -> Deployment
         program=program,
         environ=pick_environ(environ, has_home=has_home),
         user_home=user_home,
-        user=environ.get("USERNAME") or getpass.getuser(),
+        user=read_user(environ),
         uid=os.geteuid() if hasattr(os, "geteuid") else 0,
     )
+
+
+def read_user(environ: Mapping[str, str]) -> str:
+    """This user's name, with the domain where Windows has one: a local account may have the same name."""
+    name, domain = environ.get("USERNAME") or getpass.getuser(), environ.get("USERDOMAIN")
+    return f"{domain}\\{name}" if domain and sys.platform == "win32" else name
 
 
 def open_supervisor(kind: Kind) -> Supervisor:

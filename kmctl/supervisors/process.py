@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 from kmctl.daemon import ask
 from kmd.errors import DaemonUnavailable, KilometersError
+from kmd.lock_file import is_taken, read_text
 from kmd.paths import Places
 
 START_TIMEOUT_S = 30.0
@@ -24,22 +26,15 @@ def holder_pid(lock_file: Path) -> int | None:
 
     Raises KilometersError: it cannot be read.
     """
-    import fcntl  # not on Windows, where the other commands must still load
-
     try:
-        descriptor = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        text = read_text(lock_file) if is_taken(lock_file) else None
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
         raise KilometersError(f"{lock_file}: cannot be read ({exc.strerror})", hint="check who owns it") from exc
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(descriptor, 20, 0).strip()
-        return int(text) if text.isdigit() else 0
-    finally:
-        os.close(descriptor)
-    return None
+    if text is None:
+        return None
+    return int(text) if text.isdigit() else 0
 
 
 def wait_until_up(places: Places) -> int:
@@ -64,12 +59,11 @@ def stop_daemon(places: Places) -> int | None:
     deadline = time.monotonic() + STOP_TIMEOUT_S
     told: set[int] = set()
     while (pid := holder_pid(places.lock_file)) is not None or is_starting(places):
-        if pid and pid not in told:
-            tell_to_end(pid)
+        if pid and pid not in told and tell_to_end(places, pid):
             told.add(pid)
         if time.monotonic() > deadline:
             who = f"kmd (pid {pid})" if pid else "kmd"
-            hint = f"try: kill -9 {pid}" if pid else "see 'kmctl service logs'"
+            hint = f"try: {KILL} {pid}" if pid else "see 'kmctl service logs'"
             raise KilometersError(f"{who} has not ended in {STOP_TIMEOUT_S:.0f} s", hint=hint)
         time.sleep(LOOK_S)
     return next(iter(told), None)
@@ -80,11 +74,26 @@ def is_starting(places: Places) -> bool:
     return holder_pid(places.meeting_dir / STARTER_LOCK) is not None
 
 
-def tell_to_end(pid: int) -> None:
-    """SIGTERM. Raises KilometersError: it is another user's."""
-    try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        pass  # it has ended in between, or its pid is of another container, which the wait tells
-    except PermissionError as exc:
-        raise KilometersError(f"kmd (pid {pid}) is another user's", hint="run kmctl as that user") from exc
+if sys.platform == "win32":
+    KILL = "taskkill /F /PID"
+
+    def tell_to_end(places: Places, _pid: int) -> bool:
+        """Ask it over the control pipe: there is no signal for that. Returns False while it does not listen yet."""
+        try:
+            ask(places.control_socket, {"op": "stop"})
+        except DaemonUnavailable:
+            return False
+        return True
+
+else:
+    KILL = "kill -9"
+
+    def tell_to_end(_places: Places, pid: int) -> bool:
+        """SIGTERM. Returns True. Raises KilometersError: it is another user's."""
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass  # it has ended in between, or its pid is of another container, which the wait tells
+        except PermissionError as exc:
+            raise KilometersError(f"kmd (pid {pid}) is another user's", hint="run kmctl as that user") from exc
+        return True

@@ -2,7 +2,9 @@
 
 import os
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import assert_never
 
 from kmctl.supervisors.plan import Answered, Plan, RemoveFile, Run, Spawn, Step, WriteFile
@@ -12,7 +14,9 @@ from kmd.errors import KilometersError
 RUN_TIMEOUT_S = 120.0
 """systemctl waits until kmd is ready, and that may include a look through the outbox."""
 NOT_FOUND = 127
-NAMES_OF_USER = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR")
+NAMES_OF_USER: tuple[str, ...] = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR")
+if sys.platform == "win32":
+    NAMES_OF_USER += ("USERPROFILE", "USERNAME", "USERDOMAIN", "APPDATA", "LOCALAPPDATA", "SYSTEMROOT", "TEMP", "TMP")
 LET_GO = '"$@" </dev/null >/dev/null 2>&1 &'
 """For sh: the process belongs to nobody here, and holds nothing of ours."""
 
@@ -71,7 +75,7 @@ def run_words(words: Sequence[str]) -> Answered:
 def supervisor_environ() -> dict[str, str]:
     """The environment, with the place of the user's service manager, which a bare ssh or sudo leaves out."""
     environ = dict(os.environ)
-    if "XDG_RUNTIME_DIR" not in environ and hasattr(os, "geteuid"):
+    if "XDG_RUNTIME_DIR" not in environ and sys.platform != "win32":
         folder = f"/run/user/{os.geteuid()}"
         if os.path.isdir(folder):  # noqa: PTH112 - one look, no object
             environ["XDG_RUNTIME_DIR"] = folder
@@ -87,17 +91,34 @@ def refused(words: Sequence[str], answer: Answered) -> KilometersError:
 
 
 def spawn(words: Sequence[str], environ: Sequence[tuple[str, str]]) -> None:
-    """Start *words* in a session of its own, with `/` as its folder, and let go of it. Raises KilometersError."""
+    """Start *words* on their own: with nothing of ours open, in no folder of ours. Raises KilometersError."""
     known = {name: os.environ[name] for name in NAMES_OF_USER if name in os.environ}
     try:
+        let_go(words, {**known, **dict(environ)})
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise KilometersError(f"kmd could not be started ({type(exc).__name__})", hint="try 'kmd' by hand") from exc
+
+
+if sys.platform == "win32":
+
+    def let_go(words: Sequence[str], environ: Mapping[str, str]) -> None:
+        """Without a console, and in no job that would end it. Raises OSError."""
+        flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
+        null = subprocess.DEVNULL
+        subprocess.Popen(  # noqa: S603 - words of ours, and no shell
+            list(words), cwd=Path.home(), env=environ, stdin=null, stdout=null, stderr=null, creationflags=flags
+        )
+
+else:
+
+    def let_go(words: Sequence[str], environ: Mapping[str, str]) -> None:
+        """In a session of its own, with `/` as its folder. Raises OSError, SubprocessError."""
         subprocess.run(  # noqa: S603 - the words are arguments of a fixed line
             ["/bin/sh", "-c", LET_GO, "sh", *words],
             cwd="/",
-            env={**known, **dict(environ)},
+            env=environ,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             check=True,
             timeout=RUN_TIMEOUT_S,
         )
-    except (OSError, subprocess.SubprocessError) as exc:
-        raise KilometersError(f"kmd could not be started ({type(exc).__name__})", hint="try 'kmd' by hand") from exc

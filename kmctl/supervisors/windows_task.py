@@ -41,7 +41,6 @@ class WindowsTask:
     def plan_remove(self, one: Deployment) -> Plan:
         (path,) = self.files(one)
         return (
-            Run(("schtasks", "/End", "/TN", task_name(one)), may_fail=True),
             Run(("schtasks", "/Delete", "/TN", task_name(one), "/F"), may_fail=True),
             RemoveFile(path),
         )
@@ -49,8 +48,9 @@ class WindowsTask:
     def plan_start(self, one: Deployment) -> Plan:
         return (Run(("schtasks", "/Run", "/TN", task_name(one))),)
 
-    def plan_stop(self, one: Deployment) -> Plan:
-        return (Run(("schtasks", "/End", "/TN", task_name(one))),)
+    def plan_stop(self, _one: Deployment) -> Plan:
+        """Nothing: `schtasks /End` would kill kmd. It is asked to end, does so with 0, and is not started again."""
+        return ()
 
     def question(self, one: Deployment) -> tuple[str, ...]:
         return ("schtasks", "/Query", "/TN", task_name(one), "/FO", "CSV", "/NH")

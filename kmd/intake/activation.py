@@ -5,26 +5,23 @@ Descriptors begin at 3; LISTEN_PID says whose they are, LISTEN_FDS how many, LIS
 belong to the manager: it made their files, and only it may remove them.
 """
 
+import sys
+
+assert sys.platform != "win32"
+
 import fcntl
 import os
 import socket
 import stat
 from collections.abc import Mapping
-from enum import StrEnum
 
 import trio
 
 from kmd.errors import KilometersError
+from kmd.intake.peer import Role
 
 FIRST_DESCRIPTOR = 3
 HINT = "check ListenStream= and FileDescriptorName= in the socket units"
-
-
-class Role(StrEnum):
-    """What a socket is for; also its name in LISTEN_FDNAMES, and the order without names."""
-
-    INTAKE = "kmd"
-    CONTROL = "control"
 
 
 def take_activated(environ: Mapping[str, str], pid: int) -> dict[Role, int]:

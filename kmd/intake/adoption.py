@@ -6,7 +6,6 @@ A torn or altered record costs at most itself: the reader looks for the next one
 """
 
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ import trio
 from kmd.errors import KilometersError
 from kmd.intake.session_intake import SessionIntake, parse_hello
 from kmd.intake.sessions import Sessions
+from kmd.lock_file import take_to_read
+from kmd.private_dir import is_own
 from kmd.record import HELLO, Record, RecordError, RecordReader, parse_fields
 
 LOOK_EARLY_S = (2.0, 5.0, 10.0)
@@ -101,20 +102,17 @@ def list_spools(folder: Path) -> list[Path]:
 def hold_spool(path: Path) -> Iterator[int | None]:
     """The open, locked spool; None while its relay lives or when it is gone. Raises OSError for what is no spool."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = take_to_read(path)
     except FileNotFoundError:
+        descriptor = None
+    if descriptor is None:
         yield None
         return
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        if not stat.S_ISREG(status.st_mode) or not is_own(status):
             raise OSError(errno.EPERM, "no regular file of this user")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield descriptor
+        yield descriptor
     finally:
         os.close(descriptor)
 

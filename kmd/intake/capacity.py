@@ -5,7 +5,7 @@ without them it could neither answer kmctl, nor reach a server, nor take in a sp
 A relay that is sent away holds what it has, writes its spool, and comes again.
 """
 
-import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,20 +16,32 @@ RESERVED = 64
 WANTED = 65_536
 """More are not asked for; some systems say "unlimited" and mean far less."""
 
+HANDLES = 1024
+"""Windows has no such limit; each relay's pipe takes memory of the kernel there."""
+
 log = structlog.get_logger(__name__)
 
 
-def raise_descriptor_limit() -> int:
-    """Take as many descriptors as this user may have. Returns how many that is."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return min(WANTED, soft) if soft != resource.RLIM_INFINITY else WANTED
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):  # macOS has a limit of its own below "unlimited"
-        return soft
-    return wanted
+if sys.platform == "win32":
+
+    def raise_descriptor_limit() -> int:
+        """How many handles kmd may use."""
+        return HANDLES
+
+else:
+    import resource
+
+    def raise_descriptor_limit() -> int:
+        """Take as many descriptors as this user may have. Returns how many that is."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
+        if soft == resource.RLIM_INFINITY or soft >= wanted:
+            return min(WANTED, soft) if soft != resource.RLIM_INFINITY else WANTED
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):  # macOS has a limit of its own below "unlimited"
+            return soft
+        return wanted
 
 
 class Capacity:

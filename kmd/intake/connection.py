@@ -6,13 +6,12 @@ socket, outlives the relay there, and bounds what kmd holds. A lone small record
 pause, so that lock-step traffic wakes kmd a few hundred times a second at most instead of once per message.
 """
 
-import contextlib
-import os
 from collections.abc import Iterator
 
 import structlog
 import trio
 
+from kmd.intake.peer import Peer
 from kmd.intake.session_intake import SessionIntake, Taken, parse_hello
 from kmd.intake.sessions import Sessions
 from kmd.record import (
@@ -40,23 +39,23 @@ PARKED_TIMEOUT_S = 0.25
 log = structlog.get_logger(__name__)
 
 
-async def serve_relay(sock: trio.socket.SocketType, sessions: Sessions) -> None:
+async def serve_relay(peer: Peer, sessions: Sessions) -> None:
     """Serve one relay until it leaves. A peer that talks nonsense is let go; its session's offsets stay."""
     try:
         reader = RecordReader()
         with trio.fail_after(HELLO_TIMEOUT_S):
-            hello, records = await receive_hello(sock, reader)
+            hello, records = await receive_hello(peer, reader)
         async with sessions.enter(parse_hello(hello)) as (live, known):
-            await Connection(sock, reader, SessionIntake(sessions, live, known)).run(records)
+            await Connection(peer, reader, SessionIntake(sessions, live, known)).run(records)
     except (RecordError, trio.TooSlowError) as exc:
         log.warning("a relay was let go", reason=str(exc) or "no hello in time")
-    except OSError as exc:
-        log.debug("a relay's connection broke", error=type(exc).__name__)
+    except trio.BrokenResourceError:
+        log.debug("a relay's connection broke")
 
 
-async def receive_hello(sock: trio.socket.SocketType, reader: RecordReader) -> tuple[Record, Iterator[Record]]:
+async def receive_hello(peer: Peer, reader: RecordReader) -> tuple[Record, Iterator[Record]]:
     """The first record, which must be HELLO, and those that came with it. Raises RecordError."""
-    while chunk := await sock.recv(RECV_BYTES):
+    while chunk := await peer.receive_some(RECV_BYTES):
         records = iter(list(reader.feed(chunk)))
         for record in records:
             if record.type != HELLO:
@@ -68,20 +67,20 @@ async def receive_hello(sock: trio.socket.SocketType, reader: RecordReader) -> t
 class Connection:
     """A relay that has said HELLO."""
 
-    def __init__(self, sock: trio.socket.SocketType, reader: RecordReader, intake: SessionIntake) -> None:
-        self._sock = sock
+    def __init__(self, peer: Peer, reader: RecordReader, intake: SessionIntake) -> None:
+        self._peer = peer
         self._reader = reader
         self._intake = intake
 
     async def run(self, records: Iterator[Record]) -> None:
         """Welcome the relay, then take in what it sends until BYE or the end of the connection."""
-        await self._send_all(render_offsets(WELCOME, self._intake.offsets()))
+        await self._peer.send_all(render_offsets(WELCOME, self._intake.offsets()))
         taken = self._intake.take(records)
         while True:
             if await self._intake.commit(taken):
                 self._acknowledge()
             if taken.bye is not None:
-                await self._send_all(render_head(BYE, NO_STREAM, 0, 0, b""))
+                await self._peer.send_all(render_head(BYE, NO_STREAM, 0, 0, b""))
                 return
             taken = Taken()  # what was committed must not stay in memory while the relay is silent
             chunk = await self._receive()
@@ -98,17 +97,11 @@ class Connection:
     async def _receive(self) -> bytes | None:
         """The next bytes, b"" at the end, None when a parked answer has waited long enough."""
         if not self._intake.has_parked:
-            return bytes(await self._sock.recv(RECV_BYTES))
+            return await self._peer.receive_some(RECV_BYTES)
         with trio.move_on_after(PARKED_TIMEOUT_S):
-            return bytes(await self._sock.recv(RECV_BYTES))
+            return await self._peer.receive_some(RECV_BYTES)
         return None
 
     def _acknowledge(self) -> None:
         """Say what is durable, unless the relay has not read earlier acks: the next one will cover this."""
-        with contextlib.suppress(OSError):
-            os.write(self._sock.fileno(), render_offsets(ACK, self._intake.offsets()))
-
-    async def _send_all(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[await self._sock.send(view) :]
+        self._peer.send_now(render_offsets(ACK, self._intake.offsets()))

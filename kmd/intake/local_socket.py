@@ -1,42 +1,91 @@
-"""Local sockets: made private, taken over only when nobody listens, open to this user alone."""
+"""Doors on POSIX: Unix sockets, made private, taken over only when nobody listens, open to this user alone."""
 
+import sys
+
+assert sys.platform != "win32"
+
+import contextlib
 import os
 import socket
-import stat
 import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
 
 from kmd.errors import DaemonRunning, KilometersError
+from kmd.intake.activation import open_activated, take_activated
+from kmd.intake.peer import Peer, Role
+from kmd.paths import Places
 
-OWN_NAMES = ("config.toml", "outbox.", "kmd.", "control.", "spool", "lost+found")
 BACKLOG = 512
 """Relays that may wait at once, for instance after kmd was restarted."""
 
 
-def make_private_dir(path: Path) -> None:
+def take_passed(environ: Mapping[str, str]) -> Mapping[Role, int]:
+    """The descriptors of sockets that a service manager has opened for us. Raises KilometersError: not as agreed."""
+    return take_activated(environ, os.getpid())
+
+
+@contextmanager
+def open_doors(places: Places, passed: Mapping[Role, int]) -> Iterator[dict[Role, trio.abc.Listener[Peer]]]:
     """
-    Make *path* if it is missing, and this user's alone (0700).
+    A listener for each role, those that were *passed* among them.
 
-    Raises KilometersError when it is another's, or one that is shared on purpose and must not be closed.
+    The sockets that we made are taken away when the block ends well; after an error they stay, and are stale.
+    Raises DaemonRunning, KilometersError.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = path.stat()
-        if status.st_uid != os.geteuid() or path == Path.home() or is_shared(path, status.st_mode):
-            hint = "choose a folder of its own with --home"
-            raise KilometersError(f"{path}: is not for Kilometers alone", hint=hint)
-        if stat.S_IMODE(status.st_mode) & 0o077:
-            path.chmod(0o700)
-    except OSError as exc:
-        hint = "choose another folder with --home"
-        raise KilometersError(f"{path}: cannot be used ({exc.strerror})", hint=hint) from exc
+    paths = {Role.INTAKE: places.socket, Role.CONTROL: places.control_socket}
+    own = {role: path for role, path in paths.items() if role not in passed}
+    listeners = {role: open_activated(descriptor) for role, descriptor in passed.items()}
+    listeners |= {role: listen(path) for role, path in own.items()}
+    yield {role: UnixListener(listener) for role, listener in listeners.items()}
+    for path in own.values():
+        path.unlink(missing_ok=True)
 
 
-def is_shared(path: Path, mode: int) -> bool:
-    """Whether this is a folder like /tmp, with things in it that are not ours: closing it would break them."""
-    return bool(mode & stat.S_ISVTX) and any(not entry.name.startswith(OWN_NAMES) for entry in path.iterdir())
+class UnixListener(trio.abc.Listener[Peer]):
+    """A listening socket as a door."""
+
+    def __init__(self, listener: trio.SocketListener) -> None:
+        self._listener = listener
+
+    async def accept(self) -> "UnixPeer":
+        return UnixPeer(await self._listener.accept())
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
+
+
+class UnixPeer(Peer):
+    """A connected socket."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def send_now(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # so few bytes fit whole or not at all
+            os.write(self._stream.socket.fileno(), data)
+
+    def is_own(self) -> bool:
+        if not hasattr(socket, "SO_PEERCRED"):
+            return True  # macOS: the folder's mode has to do
+        credentials = self._stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        _, uid, _ = struct.unpack("3i", credentials)
+        return bool(uid == os.geteuid())
 
 
 def listen(path: Path) -> trio.SocketListener:
@@ -80,12 +129,3 @@ def is_alive(name: str) -> bool:
         except OSError:
             return False
         return True
-
-
-def is_own_peer(sock: trio.socket.SocketType) -> bool:
-    """Whether the other end runs as this user. Where the kernel cannot say, the folder's mode has to do."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return True
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", credentials)
-    return bool(uid == os.geteuid())

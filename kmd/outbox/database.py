@@ -5,6 +5,7 @@ sqlite-utils makes and migrates the schema; each migration and its record share 
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
 from kmd.errors import OutboxCorrupt, OutboxError, OutboxFull
+from kmd.open_flags import BINARY, NO_LINKS
 from kmd.sqlite_release import is_safe
 
 APPLICATION_ID = 0x4B4D4F42
@@ -142,9 +144,10 @@ def open_database(path: Path) -> tuple[Any, Any]:
 
 def make_private(path: Path) -> None:
     """Make the file if it is missing; readable by this user alone either way. SQLite gives its log the same mode."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINKS | BINARY, 0o600)
     try:
-        os.fchmod(descriptor, 0o600)
+        if sys.platform != "win32":
+            os.fchmod(descriptor, 0o600)
     finally:
         os.close(descriptor)
 
@@ -157,13 +160,14 @@ def rewrite_log(path: Path) -> None:
     would take them for safe and fold them into the file: a power loss during that damages it.
     """
     try:
-        descriptor = os.open(path.with_name(f"{path.name}-wal"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path.with_name(f"{path.name}-wal"), os.O_RDWR | NO_LINKS | BINARY)
     except FileNotFoundError:
         return
     try:
         position = 0
-        while chunk := os.pread(descriptor, REWRITE_BYTES, position):
-            position += os.pwrite(descriptor, chunk, position)
+        while chunk := os.read(descriptor, REWRITE_BYTES):
+            os.lseek(descriptor, position, os.SEEK_SET)
+            position += os.write(descriptor, chunk)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

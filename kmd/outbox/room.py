@@ -1,6 +1,8 @@
 """Keeping the outbox within its bounds: does what kmd.outbox.bounds plans, on the writing connection."""
 
 import os
+import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pysqlite3
 
 from kmd.errors import OutboxFull
+from kmd.open_flags import BINARY
 from kmd.outbox.bounds import (
     HARD_ROOM_BYTES,
     VACUUM_FREE_SHARE,
@@ -52,19 +55,26 @@ def ballast_of(outbox: Path) -> Path:
 def ballast_size(folder: Path) -> int:
     """How much to set aside on the disk of *folder*."""
     try:
-        disk = os.statvfs(folder)
+        disk = shutil.disk_usage(folder)
     except OSError:
         return BALLAST_BYTES
-    return min(BALLAST_BYTES, max(BALLAST_LEAST_BYTES, int(disk.f_blocks * disk.f_frsize * BALLAST_SHARE)))
+    return min(BALLAST_BYTES, max(BALLAST_LEAST_BYTES, int(disk.total * BALLAST_SHARE)))
 
 
 def free_bytes(folder: Path) -> int:
     """What this user may still write below *folder*; plenty when nobody can tell."""
     try:
-        disk = os.statvfs(folder)
+        return shutil.disk_usage(folder).free
     except OSError:
         return 1 << 62
-    return disk.f_bavail * disk.f_frsize
+
+
+def take_space(descriptor: int, size: int) -> None:
+    """Have an empty file take *size* bytes of the disk. Raises OSError, AttributeError: it cannot be had so here."""
+    if sys.platform == "win32":
+        os.ftruncate(descriptor, size)  # there it writes zeros
+    else:
+        os.posix_fallocate(descriptor, 0, size)
 
 
 def start_with_space(outbox: Path) -> None:
@@ -173,15 +183,18 @@ class Room:
         if self._ballast.exists() or free_bytes(self._ballast.parent) < size * BALLAST_SPARE:
             return
         try:
-            descriptor = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o600)
         except OSError:
             return
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            take_space(descriptor, size)
+            is_taken = True
         except (OSError, AttributeError):
-            self._ballast.unlink(missing_ok=True)
+            is_taken = False
         finally:
             os.close(descriptor)
+        if not is_taken:
+            self._ballast.unlink(missing_ok=True)
 
     def _usage(self, settled_seq: int) -> Usage:
         first = self._db.execute("SELECT seq, at_ns FROM events ORDER BY seq LIMIT 1").fetchone() or (0, 0)

@@ -143,10 +143,10 @@ def test_the_page_names_every_field_of_a_real_status_and_no_other(tmp_path: Path
 
 def test_the_page_names_every_operation_and_each_answers_as_it_says(tmp_path: Path) -> None:
     operations = set(re.findall(r'`\{"op":"(\w+)"', PROTOCOL_PAGE))
-    with running_kmd(tmp_path), connected(tmp_path, session_name(1)) as relay:
+    with running_kmd(tmp_path) as kmd, connected(tmp_path, session_name(1)) as relay:
         relay.data(0, 0, b'{"method":"a"}\n')
         relay.wait_acked(15)
-        for operation in operations:
+        for operation in operations - {"stop"}:
             answers = ask(tmp_path, {"op": operation})
             assert answers or operation == "quarantine"  # nothing was refused: its list is empty
             assert all("error" not in answer for answer in answers)
@@ -154,6 +154,9 @@ def test_the_page_names_every_operation_and_each_answers_as_it_says(tmp_path: Pa
         (event,) = [answer["event"] for answer in ask(tmp_path, {"op": "tail"})]
         assert set(event) <= {*Event.__struct_fields__, "seq", "server"} - {"payload", "payload_base64"}
         assert {"seq", "server", "session", "stream", "offset", "kind", "size_bytes"} <= set(event)
+        assert "stop" in operations
+        assert ask(tmp_path, {"op": "stop"}) == [{"done": True}]
+        assert kmd.process.wait(WAIT_S) == 0
 
 
 def test_km_hands_kmd_what_crossed(tmp_path: Path) -> None:

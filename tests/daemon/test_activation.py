@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from kmd.errors import KilometersError
-from kmd.intake.activation import Role, open_activated, plan_activation, take_activated
+from kmd.intake.activation import open_activated, plan_activation, take_activated
+from kmd.intake.peer import Role
 from tests.support.processes import WAIT_S, Running, command, read_status, running_kmd, start_kmd, wait_for
 from tests.support.raw_relay import RawRelay, session_name
 

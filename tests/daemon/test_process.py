@@ -193,6 +193,24 @@ def wait_state(home: Path, state: str) -> None:
     wait_for(lambda: destination(home)["state"] == state, state)
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_it_ends_when_it_is_asked_to_over_the_control_socket(tmp_path: Path, waits: bool) -> None:  # noqa: FBT001
+    kmd = start_kmd(tmp_path)
+    try:
+        if waits:
+            assert ask(tmp_path, {"op": "stop"}) == [{"done": True}]
+        else:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as hasty:
+                hasty.connect(str(tmp_path / "control.sock"))
+                hasty.sendall(b'{"op":"stop"}\n')
+        assert kmd.process.wait(WAIT_S) == 0
+        assert [path.name for path in tmp_path.glob("*.sock")] == []
+        assert (tmp_path / "kmd.lock").read_bytes() == b""
+    finally:
+        kmd.process.kill()
+        kmd.process.wait()
+
+
 def test_a_refused_key_pauses_until_the_new_one_is_read_on_sighup(tmp_path: Path) -> None:
     with misbehaving() as server:
         requires("km_new", server)

@@ -17,7 +17,7 @@ from typing import Any
 
 GENERIC_READ, GENERIC_WRITE = 0x80000000, 0x40000000
 FILE_SHARE_READ, FILE_SHARE_DELETE = 1, 4
-CREATE_NEW, OPEN_EXISTING = 1, 3
+CREATE_NEW, OPEN_EXISTING, OPEN_ALWAYS = 1, 3, 4
 FILE_FLAG_OVERLAPPED, FILE_FLAG_FIRST_PIPE_INSTANCE = 0x40000000, 0x00080000
 SECURITY_SQOS_PRESENT, SECURITY_IDENTIFICATION = 0x00100000, 0x00010000
 PIPE_ACCESS_DUPLEX, PIPE_REJECT_REMOTE_CLIENTS, PIPE_UNLIMITED_INSTANCES = 3, 8, 255
@@ -334,8 +334,13 @@ def make_folder(path: str, sddl: str) -> None:
 
 def current_user_sid() -> str:
     """This process's user, as `S-1-5-21-…`."""
+    return user_sid(_GetCurrentProcess())
+
+
+def user_sid(process: int) -> str:
+    """Likewise of another process."""
     token, size = HANDLE(), DWORD()
-    check(_OpenProcessToken(_GetCurrentProcess(), TOKEN_QUERY, ctypes.byref(token)))
+    check(_OpenProcessToken(process, TOKEN_QUERY, ctypes.byref(token)))
     try:
         _GetTokenInformation(token, TOKEN_USER, None, 0, ctypes.byref(size))
         buffer = ctypes.create_string_buffer(size.value)
