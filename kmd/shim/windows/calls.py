@@ -13,7 +13,6 @@ assert sys.platform == "win32"
 import ctypes
 from collections.abc import Callable, Sequence
 from ctypes import wintypes
-from typing import Any
 
 GENERIC_READ, GENERIC_WRITE = 0x80000000, 0x40000000
 FILE_SHARE_READ, FILE_SHARE_DELETE = 1, 4
@@ -29,7 +28,7 @@ ERROR_FILE_NOT_FOUND, ERROR_PATH_NOT_FOUND, ERROR_ACCESS_DENIED, ERROR_SHARING_V
 ERROR_BROKEN_PIPE, ERROR_BAD_EXE_FORMAT, ERROR_PIPE_BUSY, ERROR_NO_DATA, ERROR_MORE_DATA = 109, 193, 231, 232, 234
 ERROR_PIPE_CONNECTED, ERROR_OPERATION_ABORTED, ERROR_IO_INCOMPLETE, ERROR_IO_PENDING = 535, 995, 996, 997
 ERROR_ALREADY_EXISTS = 183
-STATUS_PENDING = 0x103
+STATUS_PENDING, NTSTATUS_ERROR = 0x103, 0xC0000000
 TOKEN_QUERY, TOKEN_USER = 8, 1
 SE_FILE_OBJECT, SE_KERNEL_OBJECT = 1, 6
 OWNER_SECURITY_INFORMATION = 1
@@ -59,14 +58,15 @@ class Overlapped(ctypes.Structure):
     )
 
 
-def declare(library: ctypes.WinDLL, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:  # noqa: ANN401
+def declare(library: ctypes.WinDLL, name: str, result: object, *arguments: object) -> Callable[..., int]:
     """A function of a system library: what it returns and takes, as ctypes has it."""
     function = getattr(library, name)
     function.restype, function.argtypes = result, arguments
-    return function  # type: ignore[no-any-return]
+    declared: Callable[..., int] = function
+    return declared
 
 
-def kernel(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:  # noqa: ANN401
+def kernel(name: str, result: object, *arguments: object) -> Callable[..., int]:
     """Likewise, of kernel32."""
     return declare(_kernel32, name, result, *arguments)
 
@@ -243,6 +243,11 @@ def cancel_io(handle: int, overlapped: Overlapped) -> None:
 def is_done(overlapped: Overlapped) -> bool:
     """Whether the operation has ended, however (HasOverlappedIoCompleted); also one that was never begun."""
     return bool(overlapped.internal != STATUS_PENDING)
+
+
+def has_failed(overlapped: Overlapped) -> bool:
+    """Whether the operation has ended with an error: for a read, that the other side has gone."""
+    return bool(overlapped.internal & NTSTATUS_ERROR == NTSTATUS_ERROR)
 
 
 def is_open_pipe(handle: int) -> bool:

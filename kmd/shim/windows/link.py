@@ -22,6 +22,7 @@ from kmd.shim.windows.calls import (
     close_handle,
     create_event,
     current_user_sid,
+    has_failed,
     is_done,
     open_pipe,
     overlapped_result,
@@ -92,7 +93,8 @@ class PipeConnection:
     def state(self) -> int:
         """What is possible now."""
         readable = READABLE if is_done(self._reading) else 0
-        return readable | (WRITABLE if is_done(self._writing) else 0) | (GONE if self._is_broken else 0)
+        is_gone = self._is_broken or has_failed(self._reading)
+        return readable | (WRITABLE if is_done(self._writing) else 0) | (GONE if is_gone else 0)
 
     def close(self) -> None:
         """Let go of it, once Windows has let go of the buffers."""
