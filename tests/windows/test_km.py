@@ -178,7 +178,7 @@ def test_a_kmd_that_comes_back_is_met_again_without_traffic(tmp_path: Path) -> N
 def test_one_pipe_for_both_ways_is_left_to_the_server(tmp_path: Path) -> None:
     """A blocked read of km's would keep the server's answer from being written."""
     name = rf"\\.\pipe\kilometers-test-{os.getpid()}"
-    server = create_named_pipe(name, Security(pipe_sddl(current_user_sid())).address, 4096, first=True)
+    server = create_named_pipe(name, Security(pipe_sddl(current_user_sid())), 4096, first=True)
     near = create_file(name, GENERIC_READ | GENERIC_WRITE, 0, OPEN_EXISTING)
     descriptor = msvcrt.open_osfhandle(near, os.O_RDWR)
     with subprocess.Popen(km(tmp_path, *python(ECHO)), stdin=descriptor, stdout=descriptor) as process:

@@ -186,7 +186,7 @@ if sys.platform == "win32":
         home = tmp_path / "home"
         name = str(find_places(home, {}).control_socket)
         security = calls.Security(f"O:{calls.current_user_sid()}D:P(A;;GA;;;WD)")
-        handle = calls.create_named_pipe(name, security.address, 4096, first=True)
+        handle = calls.create_named_pipe(name, security, 4096, first=True)
         try:
             done = run("kmd", home=home)
         finally:

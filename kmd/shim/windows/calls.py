@@ -129,10 +129,11 @@ def check_handle(handle: int | None) -> int:
 
 
 def create_file(
-    path: str, access: int, share: int, disposition: int, flags: int = 0, security: int | None = None
+    path: str, access: int, share: int, disposition: int, flags: int = 0, security: "Security | None" = None
 ) -> int:
-    """CreateFileW. security: the address of SecurityAttributes, which must live until this returns."""
-    return check_handle(_CreateFile(path, access, share, security, disposition, flags, None))
+    """CreateFileW."""
+    given = None if security is None else security.address
+    return check_handle(_CreateFile(path, access, share, given, disposition, flags, None))
 
 
 def open_pipe(name: str) -> int:
@@ -141,18 +142,15 @@ def open_pipe(name: str) -> int:
     return create_file(name, GENERIC_READ | GENERIC_WRITE, 0, OPEN_EXISTING, flags)
 
 
-def create_named_pipe(name: str, security: int, buffer_bytes: int, *, first: bool) -> int:
+def create_named_pipe(name: str, security: "Security", buffer_bytes: int, *, first: bool) -> int:
     """
-    The server's end, overlapped, bytes, this machine only. security: as with `create_file`.
+    The server's end, overlapped, bytes, this machine only.
 
     With *first* it fails (PermissionError) when somebody has a pipe of that name already.
     """
     mode = PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED | (FILE_FLAG_FIRST_PIPE_INSTANCE if first else 0)
-    return check_handle(
-        _CreateNamedPipe(
-            name, mode, PIPE_REJECT_REMOTE_CLIENTS, PIPE_UNLIMITED_INSTANCES, buffer_bytes, buffer_bytes, 0, security
-        )
-    )
+    kind, size, given = PIPE_REJECT_REMOTE_CLIENTS, buffer_bytes, security.address
+    return check_handle(_CreateNamedPipe(name, mode, kind, PIPE_UNLIMITED_INSTANCES, size, size, 0, given))
 
 
 def connect_named_pipe(handle: int, overlapped: int) -> int:
@@ -317,7 +315,7 @@ def wait_for_any(handles: Sequence[int], timeout_s: float | None) -> bool:
 
 
 class Security:
-    """SecurityAttributes made of SDDL; `address` is for the calls above and valid while this lives."""
+    """SecurityAttributes made of SDDL, for the calls here. `address` points to nothing once this is gone."""
 
     def __init__(self, sddl: str) -> None:
         """Raises OSError for a descriptor that Windows cannot read."""
