@@ -14,6 +14,7 @@ import msvcrt
 import os
 import stat
 import time
+from typing import NoReturn
 
 from kmd.shim.start import EX_UNABLE, EX_USAGE, Plan, fail, parse_args
 from kmd.shim.windows.calls import (
@@ -59,7 +60,7 @@ LAUNCHER_VARIABLE = "__PYVENV_LAUNCHER__"
 """Set by the launcher of km's own virtual environment; a Python server would take that environment for its own."""
 
 
-def main() -> None:
+def main() -> NoReturn:
     """The `km` command. Exits with the server's exit code, or 0, 2, 125, 126, 127 as on POSIX."""
     try:
         plan = parse_args(sys.argv[1:])
@@ -81,9 +82,10 @@ def main() -> None:
     os._exit(exit_argument(code))
 
 
-def stop(status: int, message: str) -> None:
+def stop(status: int, message: str) -> NoReturn:
     """One line on stderr, and the end. A word of the command line may hold half of a surrogate pair."""
     fail(status, message.encode("utf-8", "backslashreplace").decode())
+    raise SystemExit(status)  # never reached
 
 
 def is_file(path: str) -> bool:
@@ -119,11 +121,8 @@ class Server:
     def wait(self) -> None:
         """Until it has ended; what it leaves behind is its own affair then."""
         wait_for_any([self.process], None)
-        try:
-            if self._job is not None:
-                limit_job(self._job, JOB_AFTERWARDS)
-        except OSError:
-            pass  # the traffic comes first
+        if self._job is not None:
+            limit_job(self._job, JOB_AFTERWARDS)
 
 
 class Console:
@@ -189,7 +188,7 @@ def open_channels(plan: Plan) -> dict[int, tuple[int, int]]:
     end, to be inherited; km's end). Empty when there is nothing to replace, or no pipe to be had: then nothing is
     captured.
     """
-    if client_handle(0) is None or client_handle(1) is None or is_two_way():
+    if client_handle(0) is None or client_handle(1) is None:
         return {}
     is_one_output = are_one_output()
     wanted = (0, 1, 2) if plan.stderr and client_handle(2) is not None and not is_one_output else (0, 1)
@@ -199,15 +198,6 @@ def open_channels(plan: Plan) -> dict[int, tuple[int, int]]:
         return {}
     plan.is_one_output = is_one_output
     return channels
-
-
-def is_two_way() -> bool:
-    """
-    Whether stdin is also stdout or stderr, one pipe for both ways. Windows does one thing at a time with such a pipe: a
-    read that waits, as km's always does, would keep every answer from being written.
-    """
-    given, others = client_handle(0), (client_handle(1), client_handle(2))
-    return given is not None and any(other is not None and is_same_object(given, other) for other in others)
 
 
 def are_one_output() -> bool:
