@@ -18,6 +18,7 @@ from kmd.errors import DaemonRunning, KilometersError
 from kmd.intake.adoption import Adopter
 from kmd.intake.capacity import Capacity, raise_descriptor_limit
 from kmd.intake.connection import serve_relay
+from kmd.intake.departures import Departures
 from kmd.intake.doors import open_doors, take_passed
 from kmd.intake.peer import Peer, Role
 from kmd.intake.sessions import Sessions
@@ -113,6 +114,7 @@ async def run_daemon(places: Places, config: Config, environ: Mapping[str, str])
                 nursery.start_soon(housekeeper.run)
                 nursery.start_soon(accept_relays, doors[Role.INTAKE], sessions, adopter)
                 nursery.start_soon(adopter.run)
+                nursery.start_soon(Departures(outbox, sessions, places.spool_dir).run)
                 nursery.start_soon(accept_kmctl, doors[Role.CONTROL], control)
                 log.info("kmd is ready", pid=os.getpid(), home=str(places.meeting_dir), version=release)
                 notify(READY, environ)

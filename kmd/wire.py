@@ -26,7 +26,8 @@ class Session(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=
     """
     One run of one wrapped server. `name` is what `km --name` said; `command` the program's own name.
 
-    closed_first: once it has ended, which side closed first, `client` or `server`; empty when that is not known.
+    closed_first: once it has ended, which side closed first, `client` or `server`; `relay` when nobody saw that because
+    the relay was killed (`ended_at_ns` is then when it was last heard of); empty when that is not known.
     """
 
     session: str

@@ -140,7 +140,7 @@ async def adopt(path: Path, descriptor: int, sessions: Sessions) -> None:
         taken = intake.take(records)
         await intake.commit(taken)
         if not ended and taken.bye is None:
-            await intake.commit(intake.abandon())
+            await intake.commit(intake.abandon(os.fstat(descriptor).st_mtime_ns))
     await trio.Path(path).unlink()
     log.info("a spool was taken in", spool=path.name, lost_bytes=reader.lost_bytes)
 

@@ -27,15 +27,22 @@ from kmd.record import (
 
 NAME_MAX_CHARS = 256
 UNNAMED = "unnamed"
+CLOSED_BY_RELAY = "relay"
+"""In place of who closed first: the relay was killed before anybody did."""
 STREAMS = tuple(Stream)
 
 
 @dataclass(slots=True)
 class Taken:
-    """What some records brought: messages, and the BYE if the session ended with it."""
+    """
+    What some records brought: messages, and the BYE if the session ended with it.
+
+    lost_at_ns: when the relay was last heard of, if it is gone for good without a BYE.
+    """
 
     messages: list[Message] = field(default_factory=list)
     bye: Record | None = None
+    lost_at_ns: int | None = None
 
 
 def parse_hello(record: Record) -> SessionStart:
@@ -47,14 +54,15 @@ def parse_hello(record: Record) -> SessionStart:
         name = fields["name"].decode("utf-8", "replace")[:NAME_MAX_CHARS]
         command = fields["command"].decode("utf-8", "replace")[:NAME_MAX_CHARS]
         pid, started_at_ns = int(fields["pid"]), int(fields["started_at_ns"])
+        relay_pid = int(fields.get("relay_pid", b"0"))
     except (KeyError, ValueError) as exc:
         raise RecordError("a hello that lacks something") from exc
     if protocol not in PROTOCOLS:
         raise RecordError(f"protocol {protocol}, and this kmd speaks {PROTOCOL}: upgrade the older of the two")
     is_id = len(session) == 36 and all(char in "0123456789abcdef-" for char in session)
-    if not is_id or not 0 <= started_at_ns < 2**63 or not 0 <= pid < 2**31:
+    if not is_id or not 0 <= started_at_ns < 2**63 or not (0 <= pid < 2**31 and 0 <= relay_pid < 2**31):
         raise RecordError("a hello with an impossible number")
-    return SessionStart(session, name or command or UNNAMED, command, pid, started_at_ns)
+    return SessionStart(session, name or command or UNNAMED, command, pid, started_at_ns, relay_pid)
 
 
 def parse_lengths(bye: Record) -> dict[Stream, int]:
@@ -118,24 +126,24 @@ class SessionIntake:
         """Hand out the answers whose request did not show up."""
         return Taken(self._conversation.release())
 
-    def abandon(self) -> Taken:
-        """The relay is gone without a BYE and nothing more will come: hand out what is complete."""
-        return Taken(self._conversation.abandon())
+    def abandon(self, lost_at_ns: int) -> Taken:
+        """The relay is gone without a BYE, nothing more will come: hand out what is complete; the session is over."""
+        return Taken(self._conversation.abandon(), lost_at_ns=lost_at_ns)
 
     async def commit(self, taken: Taken) -> bool:
         """Make *taken* durable. Returns whether there was anything to commit."""
         durable = dict(zip(STREAMS, self.offsets(), strict=True))
-        if not taken.messages and taken.bye is None and durable == self._durable:
+        ended_at_ns, closed_first = self._judge_end(taken)
+        if not taken.messages and ended_at_ns is None and durable == self._durable:
             return False
         gap_bytes = self._known.gap_bytes + self._conversation.gap_bytes
-        closed_first = parse_fields(taken.bye.body).get("closed_first", b"") if taken.bye else b""
         intake = Intake(
             session_id=self._known.session_id,
             messages=taken.messages,
             durable=durable,
             gap_bytes=gap_bytes,
-            ended_at_ns=taken.bye.at_ns if taken.bye else None,
-            closed_first=closed_first.decode("ascii", "replace")[:16] or None,
+            ended_at_ns=ended_at_ns,
+            closed_first=closed_first or None,
             keep_payloads=self._sessions.keep_payloads,
             open_requests=self._conversation.open_positions(),
         )
@@ -143,4 +151,14 @@ class SessionIntake:
         self._durable = durable
         self._live.gap_bytes = gap_bytes
         self._live.events += len(taken.messages)
+        self._live.is_over = ended_at_ns is not None
         return True
+
+    def _judge_end(self, taken: Taken) -> tuple[int | None, str]:
+        """When the session ended, and who closed first: by BYE, else by an earlier BYE, else the relay was killed."""
+        if taken.bye is not None:
+            closed_first = parse_fields(taken.bye.body).get("closed_first", b"")
+            return taken.bye.at_ns, closed_first.decode("ascii", "replace")[:16]
+        if taken.lost_at_ns is not None and self._known.ended_at_ns is not None:
+            return self._known.ended_at_ns, self._known.closed_first
+        return taken.lost_at_ns, CLOSED_BY_RELAY

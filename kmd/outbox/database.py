@@ -65,6 +65,13 @@ def m0004_between_runs(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m0005_relays(db: Database) -> None:
+    """Which process each session's relay is (kmd.intake.relay_life), and the sessions that are not over."""
+    db.execute("ALTER TABLE sessions ADD COLUMN relay TEXT")
+    db.execute("CREATE INDEX sessions_open ON sessions (id) WHERE ended_at_ns IS NULL")
+
+
 SCHEMA_0001 = """
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY, session TEXT NOT NULL UNIQUE, name TEXT NOT NULL, command TEXT NOT NULL,
@@ -262,7 +269,7 @@ def migrate(connection: Any, path: Path) -> None:
         migrations.apply(database)
 
 
-ALL_MIGRATIONS = {"m0001_events", "m0002_evictions", "m0003_quarantine", "m0004_between_runs"}
+ALL_MIGRATIONS = {"m0001_events", "m0002_evictions", "m0003_quarantine", "m0004_between_runs", "m0005_relays"}
 
 
 def check_sqlite(version: tuple[int, ...]) -> None:

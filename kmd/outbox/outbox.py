@@ -32,8 +32,10 @@ from kmd.outbox.sessions import (
     INTEGER_MAX,
     LAST_END_SEQ,
     SELECT_ENDS,
+    SELECT_UNENDED,
     UPDATE_SESSION,
     KnownSession,
+    OpenSession,
     find_session,
     read_ends,
     store_streams,
@@ -166,10 +168,14 @@ class Outbox:
 
     # The writing half: one caller at a time.
 
-    def open_session(self, start: SessionStart) -> KnownSession:
-        """Find or make a session; a relay that connects again goes on where its streams are durable."""
+    def open_session(self, start: SessionStart, relay: str = "") -> KnownSession:
+        """
+        Find or make a session; a relay that connects again goes on where its streams are durable.
+
+        relay: which process that is (kmd.intake.relay_life), "" when that is not known.
+        """
         with self._transaction() as db:
-            return find_session(db, start)
+            return find_session(db, start, relay)
 
     def commit(self, intakes: Iterable[Intake]) -> None:
         """Store all of *intakes* in one transaction; what is there already stays as it is."""
@@ -248,6 +254,10 @@ class Outbox:
     def read_ends(self, after_seq: int, limit: int) -> list[SessionEnd]:
         """The next sessions that ended after the end numbered *after_seq*, at most *limit*."""
         return read_ends(self._read(SELECT_ENDS, (after_seq, limit)))
+
+    def read_open_sessions(self) -> list[OpenSession]:
+        """The sessions that are not over."""
+        return [OpenSession(row[0], row[1], row[2] or "", row[3]) for row in self._read(SELECT_UNENDED)]
 
     def read_last_seq(self) -> int:
         """The latest commit that readers can see; `last_seq` follows a moment later."""

@@ -52,32 +52,54 @@ SELECT s.id, s.gap_bytes FROM sessions s WHERE s.end_seq > ?1 AND s.end_seq <= ?
     AND NOT EXISTS (SELECT 1 FROM quarantine q WHERE q.session_id = s.id)"""
 """The last end stays: the next one is numbered after it."""
 INTEGER_MAX = (1 << 63) - 1
+SELECT_UNENDED = """
+SELECT s.id, s.session, s.relay, max(s.started_at_ns, coalesce((SELECT at_ns FROM events WHERE seq =
+    (SELECT max(seq) FROM events WHERE session_id = s.id)), 0))
+FROM sessions s WHERE s.ended_at_ns IS NULL"""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownSession:
-    """A session as the outbox has it. open_requests: those without an answer, oldest first, without payloads."""
+    """
+    A session as the outbox has it. open_requests: those without an answer, oldest first, without payloads.
+
+    ended_at_ns, closed_first: the end that it had before it was opened again.
+    """
 
     session_id: int
     durable: dict[Stream, int]
     gap_bytes: int
     open_requests: list[Message] = field(default_factory=list)
+    ended_at_ns: int | None = None
+    closed_first: str = ""
 
 
-def find_session(db: Any, start: SessionStart) -> KnownSession:
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """A session that is not over. relay: which process its relay is. last_at_ns: when it was last heard of."""
+
+    session_id: int
+    session: str
+    relay: str
+    last_at_ns: int
+
+
+def find_session(db: Any, start: SessionStart, relay: str) -> KnownSession:
     """Within a transaction: find or make a session; it is not over while a relay is connected."""
     row = (start.session, start.name, start.command, start.pid, start.started_at_ns)
     db.execute(
         "INSERT OR IGNORE INTO sessions (session, name, command, pid, started_at_ns) VALUES (?, ?, ?, ?, ?)", row
     )
-    db.execute("UPDATE sessions SET ended_at_ns = NULL WHERE session = ?", (start.session,))
-    query = "SELECT id, gap_bytes FROM sessions WHERE session = ?"
-    session_id, gap_bytes = db.execute(query, (start.session,)).fetchone()
+    query = "SELECT id, gap_bytes, ended_at_ns, closed_first FROM sessions WHERE session = ?"
+    session_id, gap_bytes, *end = db.execute(query, (start.session,)).fetchone()
+    db.execute(
+        "UPDATE sessions SET ended_at_ns = NULL, closed_first = NULL, relay = ? WHERE id = ?", (relay, session_id)
+    )
     query = "SELECT stream, durable, open FROM streams WHERE session_id = ?"
     streams = db.execute(query, (session_id,)).fetchall()
     durable = {Stream(stream): offset for stream, offset, _ in streams}
     places = [(session_id, stream, *position) for stream, _, packed in streams for position in unpack(packed)]
-    return KnownSession(session_id, durable, gap_bytes, read_messages(db, places))
+    return KnownSession(session_id, durable, gap_bytes, read_messages(db, places), end[0], end[1] or "")
 
 
 def read_messages(db: Any, places: Sequence[tuple[int, str, int, int]]) -> list[Message]:

@@ -54,10 +54,10 @@ class Writer:
         await self._send.send(pending)
         await pending.durable.wait()
 
-    async def open_session(self, start: SessionStart) -> KnownSession:
-        """Find or make a session. Raises OutboxError; the relay that is sent away by it comes again."""
+    async def open_session(self, start: SessionStart, relay: str = "") -> KnownSession:
+        """See Outbox.open_session. Raises OutboxError; the relay that is sent away by it comes again."""
         try:
-            known = await trio.to_thread.run_sync(self._outbox.open_session, start, limiter=self.one_at_a_time)
+            known = await trio.to_thread.run_sync(self._outbox.open_session, start, relay, limiter=self.one_at_a_time)
         except OutboxError as exc:
             self._note_failure(exc)
             raise

@@ -27,6 +27,8 @@ def make_older(path: Path, last: str) -> None:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     migrations.apply(Database(connection, execute_plugins=False), stop_before=next_after(last))
     connection.execute(SESSION, (START.session,))
+    if last >= "m0004":
+        connection.execute("UPDATE sessions SET end_seq = id")
     connection.executemany(EVENT, [(offset, b"%02d" % offset) for offset in range(20)])
     connection.execute("INSERT INTO streams (session_id, stream, durable) VALUES (1, 'to_server', 20)")
     connection.execute("INSERT INTO destinations (name, cursor, settled) VALUES ('team', 7, 6)")
