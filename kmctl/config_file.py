@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kmctl.daemon import ask
-from kmd.config import write_private
+from kmd.config import read_regular, write_private
 from kmd.errors import ConfigError, DaemonUnavailable, KilometersError
 
 
@@ -22,7 +22,7 @@ class Written:
 def read_config(path: Path) -> str | None:
     """The text of the file at *path*, None when there is none. Raises ConfigError."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_regular(path).decode("utf-8")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as exc:

@@ -7,6 +7,7 @@ else from the table. Destinations are tables of their own: `[[destinations]]` wi
 
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 import tomli_w
 
 from kmd.errors import ConfigError
-from kmd.open_flags import BINARY, NO_LINKS
+from kmd.open_flags import BINARY, NO_LINKS, NO_WAIT
 from kmd.private_dir import make_dir
 from kmd.toml_lines import find_line
 
@@ -141,12 +142,20 @@ class Config:
 def load_config(path: Path, environ: Mapping[str, str]) -> Config:
     """Read and check the file at *path*; a missing file means the defaults, local only. Raises ConfigError."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = read_regular(path).decode("utf-8")
     except FileNotFoundError:
         text = ""
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(path, "", f"cannot be read ({type(exc).__name__})", hint="check its permissions") from exc
     return parse_config(text, environ, path)
+
+
+def read_regular(path: Path) -> bytes:
+    """All of the file at *path*. Raises OSError; ConfigError at once where a FIFO would have us wait for ever."""
+    with os.fdopen(os.open(path, os.O_RDONLY | NO_WAIT | BINARY), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ConfigError(path, "", "is no regular file", hint="put a file there, or nothing")
+        return file.read()
 
 
 def parse_config(text: str, environ: Mapping[str, str], path: Path | None = None) -> Config:

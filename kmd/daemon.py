@@ -47,7 +47,11 @@ def hold_lock(places: Places) -> Iterator[bool]:
 
     Yields whether the kmd before this one stopped properly: then it emptied the file, else its pid still stands there.
     """
-    descriptor = take_lock(places.lock_file)
+    try:
+        descriptor = take_lock(places.lock_file)
+    except OSError as exc:
+        hint = "move away what is there, or use another --home"
+        raise KilometersError(f"{places.lock_file}: cannot be used ({exc.strerror})", hint=hint) from exc
     if descriptor is None:
         pid = read_text(places.lock_file).decode("ascii", "replace")
         who = f" (pid {pid})" if pid else ""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tomli_w
 
-from kmd.config import Config, Destination, check_key, write_private
+from kmd.config import Config, Destination, check_key, read_regular, write_private
 from kmd.errors import ConfigError, KilometersError
 
 KEY_FILE = "keys.toml"
@@ -105,7 +105,7 @@ def read_key_file(config_file: Path) -> dict[str, str]:
     """The keys in the key file by account; none when there is no file. Raises ConfigError, which shows no key."""
     path = key_file(config_file)
     try:
-        keys = tomllib.loads(path.read_bytes().decode("utf-8"))
+        keys = tomllib.loads(read_regular(path).decode("utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as exc:

@@ -96,6 +96,9 @@ def list_spools(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIX))
     except FileNotFoundError:
         return []
+    except OSError as exc:
+        log.warning("no spools can be taken in", folder=str(folder), error=str(exc))
+        return []
 
 
 @contextmanager

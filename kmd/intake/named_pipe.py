@@ -100,7 +100,7 @@ class PipeListener(trio.abc.Listener[Peer]):
                 return handle
 
     def _make(self, *, first: bool) -> int:
-        handle = calls.create_named_pipe(self._name, self._security.address, BUFFER_BYTES, first=first)
+        handle = calls.create_named_pipe(self._name, self._security, BUFFER_BYTES, first=first)
         trio.lowlevel.register_with_iocp(handle)
         return handle
 

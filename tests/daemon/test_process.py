@@ -112,6 +112,42 @@ def test_files_that_are_no_sockets_do_not_stop_it(tmp_path: Path) -> None:
         assert relay.hello(session_name(1)) == (0, 0, 0)
 
 
+def plant(place: Path, kind: str) -> None:
+    match kind:
+        case "folder":
+            place.mkdir()
+        case "link":
+            place.symlink_to(place.with_name("elsewhere"))
+        case "fifo":
+            os.mkfifo(place)
+        case "file":
+            place.write_text("in the way")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in ("kmd.lock", "config.toml", "outbox.db") for kind in ("folder", "fifo")),
+        *((name, "link") for name in ("kmd.lock", "outbox.db")),
+    ],
+)
+def test_what_is_no_file_is_refused_at_once_and_in_words(tmp_path: Path, name: str, kind: str) -> None:
+    plant(tmp_path / name, kind)
+    done = run_kmd(tmp_path)
+    assert (done.returncode, done.stderr[:7]) == (1, "error: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "fifo"])
+def test_a_spool_folder_that_is_none_does_not_stop_it(tmp_path: Path, kind: str) -> None:
+    plant(tmp_path / "spool", kind)
+    with running_kmd(tmp_path) as kmd, connected(tmp_path, session_name(1)) as relay:
+        relay.data(0, 0, LINE)
+        relay.wait_acked(len(LINE))
+        assert kmd.process.poll() is None
+
+
 def test_everything_is_for_this_user_only(tmp_path: Path) -> None:
     home = tmp_path / "home"
     old = os.umask(0)

@@ -54,7 +54,7 @@ class PipeKmd:
         self._relays = relays
         self._security = Security(sddl)
         self._name = pipe_name(str(home), RELAY)
-        self._pipe = create_named_pipe(self._name, self._security.address, 65536, first=True)
+        self._pipe = create_named_pipe(self._name, self._security, 65536, first=True)
         self._overlapped = Overlapped(event=create_event())
         self._buffer = ctypes.create_string_buffer(65536)
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -70,7 +70,7 @@ class PipeKmd:
             close_handle(self._pipe)
             if self.byes == self._relays:
                 return
-            self._pipe = create_named_pipe(self._name, self._security.address, 65536, first=False)
+            self._pipe = create_named_pipe(self._name, self._security, 65536, first=False)
 
     def _serve(self) -> None:
         reader, read_bytes = RecordReader(), 0

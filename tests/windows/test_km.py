@@ -13,10 +13,27 @@ import os
 import signal
 import socket
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from kmd.record import BYE, HELLO, RUN, Record, RecordReader, parse_fields, parse_run
-from kmd.shim.windows.calls import current_user_sid
+from kmd.shim.windows.calls import (
+    GENERIC_READ,
+    GENERIC_WRITE,
+    OPEN_EXISTING,
+    Overlapped,
+    Security,
+    close_handle,
+    create_event,
+    create_file,
+    create_named_pipe,
+    current_user_sid,
+    overlapped_result,
+    start_read,
+    start_write,
+    wait_for_any,
+)
 from kmd.shim.windows.names import pipe_sddl
 from tests.windows.pipe_kmd import PipeKmd
 
@@ -49,6 +66,13 @@ def python(code: str, *words: str) -> list[str]:
 
 def run(words: list[str], data: bytes = b"", **environ: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(words, input=data, capture_output=True, timeout=WAIT_S, env={**os.environ, **environ})
+
+
+def wait_for(probe: Callable[[], bool], what: str) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not probe():
+        assert time.monotonic() < deadline_s, f"waited {WAIT_S:.0f} s for {what}"
+        time.sleep(0.02)
 
 
 def spooled(home: Path) -> list[Record]:
@@ -140,6 +164,33 @@ def test_a_kmd_that_goes_and_comes_gets_the_rest(tmp_path: Path) -> None:
                 kept = kept[:offset] + chunk if stream == 0 and offset <= len(kept) else kept
     assert kmd.connections >= 1
     assert kept == whole
+
+
+def test_a_kmd_that_comes_back_is_met_again_without_traffic(tmp_path: Path) -> None:
+    kmd = PipeKmd(tmp_path, pipe_sddl(current_user_sid()), hangs_up_after=0)
+    with subprocess.Popen(km(tmp_path, *python(ECHO)), stdin=-1, stdout=-1) as process:
+        wait_for(lambda: kmd.connections >= 2, "the second connection")
+        process.communicate(b"and on", timeout=WAIT_S)
+    kmd.thread.join(WAIT_S)
+    assert kmd.streams[1] == b"AND ON"
+
+
+def test_one_pipe_for_both_ways_is_left_to_the_server(tmp_path: Path) -> None:
+    """A blocked read of km's would keep the server's answer from being written."""
+    name = rf"\\.\pipe\kilometers-test-{os.getpid()}"
+    server = create_named_pipe(name, Security(pipe_sddl(current_user_sid())), 4096, first=True)
+    near = create_file(name, GENERIC_READ | GENERIC_WRITE, 0, OPEN_EXISTING)
+    descriptor = msvcrt.open_osfhandle(near, os.O_RDWR)
+    with subprocess.Popen(km(tmp_path, *python(ECHO)), stdin=descriptor, stdout=descriptor) as process:
+        os.close(descriptor)
+        operation, buffer = Overlapped(event=create_event()), ctypes.create_string_buffer(100)
+        start_write(server, b"both ways", operation)
+        assert overlapped_result(server, operation, wait=True) == 9
+        start_read(server, buffer, operation)
+        assert wait_for_any([operation.event], WAIT_S)
+        assert buffer.value == b"BOTH WAYS"
+        close_handle(server)
+        assert process.wait(WAIT_S) == 0
 
 
 def test_a_pipe_that_belongs_to_another_is_told_nothing(tmp_path: Path) -> None:

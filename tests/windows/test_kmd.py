@@ -175,10 +175,10 @@ if sys.platform == "win32":
 
     def test_a_folder_that_others_may_read_is_refused(tmp_path: Path) -> None:
         home = tmp_path / "home"
-        calls.make_folder(str(home), f"D:P(A;OICI;FA;;;{calls.current_user_sid()})(A;OICI;FR;;;WD)")
+        calls.make_folder(str(home), f"D:P(A;OICI;FA;;;{calls.current_user_sid()})(A;OICI;FR;;;AU)")
         done = run("kmd", home=home)
         assert done.returncode == 1
-        assert "is open to other users (WD)" in done.stderr
+        assert "is open to other users (AU)" in done.stderr
         assert f'icacls "{home}"' in done.stderr
 
     @pytest.mark.skipif(hasattr(ctypes.WinDLL("ntdll"), "wine_get_version"), reason="Wine lets a second one in")
@@ -186,7 +186,7 @@ if sys.platform == "win32":
         home = tmp_path / "home"
         name = str(find_places(home, {}).control_socket)
         security = calls.Security(f"O:{calls.current_user_sid()}D:P(A;;GA;;;WD)")
-        handle = calls.create_named_pipe(name, security.address, 4096, first=True)
+        handle = calls.create_named_pipe(name, security, 4096, first=True)
         try:
             done = run("kmd", home=home)
         finally:

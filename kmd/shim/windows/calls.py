@@ -13,7 +13,6 @@ assert sys.platform == "win32"
 import ctypes
 from collections.abc import Callable, Sequence
 from ctypes import wintypes
-from typing import Any
 
 GENERIC_READ, GENERIC_WRITE = 0x80000000, 0x40000000
 FILE_SHARE_READ, FILE_SHARE_DELETE = 1, 4
@@ -29,7 +28,7 @@ ERROR_FILE_NOT_FOUND, ERROR_PATH_NOT_FOUND, ERROR_ACCESS_DENIED, ERROR_SHARING_V
 ERROR_BROKEN_PIPE, ERROR_BAD_EXE_FORMAT, ERROR_PIPE_BUSY, ERROR_NO_DATA, ERROR_MORE_DATA = 109, 193, 231, 232, 234
 ERROR_PIPE_CONNECTED, ERROR_OPERATION_ABORTED, ERROR_IO_INCOMPLETE, ERROR_IO_PENDING = 535, 995, 996, 997
 ERROR_ALREADY_EXISTS = 183
-STATUS_PENDING, SEVERITY_ERROR = 0x103, 0xC0000000
+STATUS_PENDING, NTSTATUS_ERROR = 0x103, 0xC0000000
 TOKEN_QUERY, TOKEN_USER = 8, 1
 SE_FILE_OBJECT, SE_KERNEL_OBJECT = 1, 6
 OWNER_SECURITY_INFORMATION = 1
@@ -59,14 +58,15 @@ class Overlapped(ctypes.Structure):
     )
 
 
-def declare(library: ctypes.WinDLL, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:  # noqa: ANN401
+def declare(library: ctypes.WinDLL, name: str, result: object, *arguments: object) -> Callable[..., int]:
     """A function of a system library: what it returns and takes, as ctypes has it."""
     function = getattr(library, name)
     function.restype, function.argtypes = result, arguments
-    return function  # type: ignore[no-any-return]
+    declared: Callable[..., int] = function
+    return declared
 
 
-def kernel(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:  # noqa: ANN401
+def kernel(name: str, result: object, *arguments: object) -> Callable[..., int]:
     """Likewise, of kernel32."""
     return declare(_kernel32, name, result, *arguments)
 
@@ -129,10 +129,11 @@ def check_handle(handle: int | None) -> int:
 
 
 def create_file(
-    path: str, access: int, share: int, disposition: int, flags: int = 0, security: int | None = None
+    path: str, access: int, share: int, disposition: int, flags: int = 0, security: "Security | None" = None
 ) -> int:
-    """CreateFileW. security: the address of SecurityAttributes, which must live until this returns."""
-    return check_handle(_CreateFile(path, access, share, security, disposition, flags, None))
+    """CreateFileW."""
+    given = None if security is None else security.address
+    return check_handle(_CreateFile(path, access, share, given, disposition, flags, None))
 
 
 def open_pipe(name: str) -> int:
@@ -141,18 +142,15 @@ def open_pipe(name: str) -> int:
     return create_file(name, GENERIC_READ | GENERIC_WRITE, 0, OPEN_EXISTING, flags)
 
 
-def create_named_pipe(name: str, security: int, buffer_bytes: int, *, first: bool) -> int:
+def create_named_pipe(name: str, security: "Security", buffer_bytes: int, *, first: bool) -> int:
     """
-    The server's end, overlapped, bytes, this machine only. security: as with `create_file`.
+    The server's end, overlapped, bytes, this machine only.
 
     With *first* it fails (PermissionError) when somebody has a pipe of that name already.
     """
     mode = PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED | (FILE_FLAG_FIRST_PIPE_INSTANCE if first else 0)
-    return check_handle(
-        _CreateNamedPipe(
-            name, mode, PIPE_REJECT_REMOTE_CLIENTS, PIPE_UNLIMITED_INSTANCES, buffer_bytes, buffer_bytes, 0, security
-        )
-    )
+    kind, size, given = PIPE_REJECT_REMOTE_CLIENTS, buffer_bytes, security.address
+    return check_handle(_CreateNamedPipe(name, mode, kind, PIPE_UNLIMITED_INSTANCES, size, size, 0, given))
 
 
 def connect_named_pipe(handle: int, overlapped: int) -> int:
@@ -246,8 +244,8 @@ def is_done(overlapped: Overlapped) -> bool:
 
 
 def has_failed(overlapped: Overlapped) -> bool:
-    """Whether the operation, which has ended, did so with an error (an NTSTATUS of the severity 3)."""
-    return bool(overlapped.internal & SEVERITY_ERROR == SEVERITY_ERROR)
+    """Whether the operation has ended with an error: for a read, that the other side has gone."""
+    return bool(overlapped.internal & NTSTATUS_ERROR == NTSTATUS_ERROR)
 
 
 def is_open_pipe(handle: int) -> bool:
@@ -317,7 +315,7 @@ def wait_for_any(handles: Sequence[int], timeout_s: float | None) -> bool:
 
 
 class Security:
-    """SecurityAttributes made of SDDL; `address` is for the calls above and valid while this lives."""
+    """SecurityAttributes made of SDDL, for the calls here. `address` points to nothing once this is gone."""
 
     def __init__(self, sddl: str) -> None:
         """Raises OSError for a descriptor that Windows cannot read."""

@@ -92,10 +92,9 @@ class PipeConnection:
 
     def state(self) -> int:
         """What is possible now."""
-        has_read = is_done(self._reading)
-        is_gone = self._is_broken or (has_read and has_failed(self._reading))
-        readable, writable = READABLE if has_read else 0, WRITABLE if is_done(self._writing) else 0
-        return readable | writable | (GONE if is_gone else 0)
+        readable = READABLE if is_done(self._reading) else 0
+        is_gone = self._is_broken or has_failed(self._reading)
+        return readable | (WRITABLE if is_done(self._writing) else 0) | (GONE if is_gone else 0)
 
     def close(self) -> None:
         """Let go of it, once Windows has let go of the buffers."""
@@ -150,7 +149,7 @@ class PipeLink(Link):
         return self._connection
 
     def _wait(self, timeout_s: float | None, fd: int = -1, wanted: int = 0) -> dict[int, int]:
-        wanted |= GONE | READABLE  # no read is under way before the last one was taken, and only one that is shows GONE
+        wanted |= GONE
         connection = self._connection if fd >= 0 else None
         state = connection.state() & wanted if connection else 0
         if not state:

@@ -14,7 +14,6 @@ import msvcrt
 import os
 import stat
 import time
-from typing import NoReturn
 
 from kmd.shim.start import EX_UNABLE, EX_USAGE, Plan, fail, parse_args
 from kmd.shim.windows.calls import (
@@ -60,7 +59,7 @@ LAUNCHER_VARIABLE = "__PYVENV_LAUNCHER__"
 """Set by the launcher of km's own virtual environment; a Python server would take that environment for its own."""
 
 
-def main() -> NoReturn:
+def main() -> None:
     """The `km` command. Exits with the server's exit code, or 0, 2, 125, 126, 127 as on POSIX."""
     try:
         plan = parse_args(sys.argv[1:])
@@ -82,10 +81,9 @@ def main() -> NoReturn:
     os._exit(exit_argument(code))
 
 
-def stop(status: int, message: str) -> NoReturn:
+def stop(status: int, message: str) -> None:
     """One line on stderr, and the end. A word of the command line may hold half of a surrogate pair."""
     fail(status, message.encode("utf-8", "backslashreplace").decode())
-    raise SystemExit(status)  # never reached
 
 
 def is_file(path: str) -> bool:
@@ -121,8 +119,11 @@ class Server:
     def wait(self) -> None:
         """Until it has ended; what it leaves behind is its own affair then."""
         wait_for_any([self.process], None)
-        if self._job is not None:
-            limit_job(self._job, JOB_AFTERWARDS)
+        try:
+            if self._job is not None:
+                limit_job(self._job, JOB_AFTERWARDS)
+        except OSError:
+            pass  # the traffic comes first
 
 
 class Console:
@@ -188,7 +189,7 @@ def open_channels(plan: Plan) -> dict[int, tuple[int, int]]:
     end, to be inherited; km's end). Empty when there is nothing to replace, or no pipe to be had: then nothing is
     captured.
     """
-    if client_handle(0) is None or client_handle(1) is None:
+    if client_handle(0) is None or client_handle(1) is None or is_two_way():
         return {}
     is_one_output = are_one_output()
     wanted = (0, 1, 2) if plan.stderr and client_handle(2) is not None and not is_one_output else (0, 1)
@@ -198,6 +199,15 @@ def open_channels(plan: Plan) -> dict[int, tuple[int, int]]:
         return {}
     plan.is_one_output = is_one_output
     return channels
+
+
+def is_two_way() -> bool:
+    """
+    Whether stdin is also stdout or stderr, one pipe for both ways. Windows does one thing at a time with such a pipe: a
+    read that waits, as km's always does, would keep every answer from being written.
+    """
+    given, others = client_handle(0), (client_handle(1), client_handle(2))
+    return given is not None and any(other is not None and is_same_object(given, other) for other in others)
 
 
 def are_one_output() -> bool:

@@ -106,7 +106,7 @@ class PrivateSpool(SeekingSpool):
     def _make_file(self, path: str) -> int:
         security = Security(file_sddl(self._user))
         access, share = GENERIC_READ | GENERIC_WRITE, FILE_SHARE_READ | FILE_SHARE_DELETE
-        handle = create_file(path, access, share, CREATE_NEW, security=security.address)
+        handle = create_file(path, access, share, CREATE_NEW, security=security)
         return msvcrt.open_osfhandle(handle, os.O_RDWR | os.O_BINARY)
 
 

@@ -9,7 +9,6 @@ passes on what is left, tells kmd how it ended, and ends as well.
 import time
 from _thread import allocate_lock, start_new_thread
 from collections.abc import Sequence
-from typing import Protocol
 
 from kmd.record import STDERR, STREAMS, TO_SERVER
 from kmd.shim.link import Ending
@@ -20,20 +19,24 @@ QUIET_S = 2.0
 holds its stdout and might still write. Without km the client would see the server's end at once."""
 
 
-class End(Protocol):
-    """One side. None of these raises anything."""
+TYPE_CHECKING = False  # typing itself takes as long to import as all the rest here
+if TYPE_CHECKING:
+    from typing import Protocol
 
-    def read(self) -> bytes | None:
-        """Wait for the next chunk; None at the end. Empty when somebody has written nothing, which can be seen here."""
+    class End(Protocol):
+        """One side. None of these raises anything."""
 
-    def write(self, chunk: bytes) -> int:
-        """Wait until *chunk* is taken; returns how much of it was before the other side went away."""
+        def read(self) -> bytes | None:
+            """Wait for the next chunk; None at the end. Empty when somebody has written nothing, which can be seen."""
 
-    def close(self) -> None:
-        """Let go of it."""
+        def write(self, chunk: bytes) -> int:
+            """Wait until *chunk* is taken; returns how much of it was before the other side went away."""
+
+        def close(self) -> None:
+            """Let go of it."""
 
 
-Flow = tuple[End, End, int]
+Flow = tuple["End", "End", int]
 """From, to, stream."""
 
 
@@ -89,7 +92,7 @@ class Session:
     def _now_ns(self) -> int:
         return time.monotonic_ns() + self._anchor_ns
 
-    def _pump(self, near: End, far: End, stream: int) -> None:
+    def _pump(self, near: "End", far: "End", stream: int) -> None:
         """Pass *near* on to *far* until one of them ends; then close both, as the two would see it without km."""
         near_side, far_side = (b"client", b"server") if stream == TO_SERVER else (b"server", b"client")
         closed_by = far_side
@@ -101,7 +104,7 @@ class Session:
             near.close()
             self._note_end(stream, closed_by)
 
-    def _relay(self, near: End, far: End, stream: int) -> bool:
+    def _relay(self, near: "End", far: "End", stream: int) -> bool:
         """Returns whether the near side ended (True) or the far side went away (False)."""
         while (chunk := near.read()) is not None:
             at_ns = self._now_ns()

@@ -1,0 +1,80 @@
+"""km in front of a server, and the real kmd: every message once, whoever comes and goes."""
+
+import sys
+
+import pytest
+
+pytest.importorskip("msvcrt", reason="needs Windows")
+assert sys.platform == "win32"
+
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+from tests.windows.test_km import ECHO, WAIT_S, km, python
+from tests.windows.test_kmd import read_status, run, running_kmd
+
+CALL = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"add"}}\n'
+
+
+def talk(process: subprocess.Popen[bytes], numbers: range) -> None:
+    """A call for each number; the server of these tests answers with the call itself, in capitals."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for number in numbers:
+        line = CALL % number
+        process.stdin.write(line)
+        process.stdin.flush()
+        assert process.stdout.read(len(line)) == line.upper()
+
+
+def flushed(home: Path) -> dict[str, Any]:
+    """kmd's status once it has taken in what lies in spools."""
+    done = run("kmctl", "flush", home=home)
+    assert done.returncode == 0, done.stderr
+    return read_status(home)
+
+
+def test_a_conversation_is_captured_while_it_goes_on(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with running_kmd(home):
+        with subprocess.Popen(km(home, "--name", "echo", "--", *python(ECHO)), stdin=-1, stdout=-1) as process:
+            talk(process, range(50))
+            (session,) = read_status(home)["sessions"]
+            assert session["name"] == "echo"
+            process.communicate(timeout=WAIT_S)
+            assert process.returncode == 0
+        assert flushed(home)["outbox"]["last_seq"] == 100
+        assert read_status(home)["outbox"]["gap_bytes"] == 0
+
+
+def test_what_was_said_without_kmd_is_taken_in_later(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with subprocess.Popen(km(home, *python(ECHO)), stdin=-1, stdout=-1) as process:
+        talk(process, range(20))
+        process.communicate(timeout=WAIT_S)
+    assert len(list((home / "spool").iterdir())) == 1
+    with running_kmd(home):
+        assert flushed(home)["outbox"]["last_seq"] == 40
+        assert list((home / "spool").iterdir()) == []
+
+
+def test_kmd_is_killed_again_and_again_and_has_every_message_once(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with subprocess.Popen(km(home, *python(ECHO)), stdin=-1, stdout=-1) as process:
+        for turn in range(3):
+            with running_kmd(home) as kmd:
+                talking = threading.Thread(target=talk, args=(process, range(turn * 300, turn * 300 + 300)))
+                talking.start()
+                if turn % 2 == 0:
+                    talking.join(WAIT_S)
+                kmd.kill()
+                kmd.wait(WAIT_S)
+                talking.join(WAIT_S)
+                assert not talking.is_alive()
+        process.communicate(timeout=WAIT_S)
+    with running_kmd(home):
+        status = flushed(home)
+        assert status["outbox"]["last_seq"] == 1800
+        assert status["outbox"]["gap_bytes"] == 0
