@@ -9,7 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from kmd.record import ACK, BYE, DATA, HELLO, RUN, STREAMS, Record, RecordReader, parse_run, render_offsets
+from kmd.record import (
+    ACK,
+    BYE,
+    DATA,
+    HEADER_BYTES,
+    HELLO,
+    RUN,
+    STREAMS,
+    Record,
+    RecordReader,
+    parse_run,
+    render_offsets,
+)
 from kmd.shim.bulk import (
     BULK_MAX_SEGMENTS,
     CHUNK_BYTES,
@@ -40,9 +52,13 @@ def tap_in(home: Path) -> Iterator[tuple[Tap, Spool]]:
 
 
 @contextmanager
-def connected(tap: Tap, durable: tuple[int, int, int] = (0, 0, 0)) -> Iterator[socket.socket]:
-    """kmd's end of a connection that the tap sends on."""
+def connected(
+    tap: Tap, durable: tuple[int, int, int] = (0, 0, 0), buffer_bytes: int | None = None
+) -> Iterator[socket.socket]:
+    """kmd's end of a connection that the tap sends on. buffer_bytes: what it takes of a kmd that does not read."""
     near, far = socket.socketpair()
+    if buffer_bytes is not None:
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
     far.setblocking(False)
     tap.attach(near, durable)
     with far:
@@ -63,9 +79,9 @@ def joined(records: list[Record]) -> list[bytes]:
     return [bytes(stream) for stream in streams]
 
 
-def receive(far: socket.socket, tap: Tap) -> list[Record]:
-    """Everything that the tap has for kmd, drained as the link does."""
-    data = bytearray()
+def receive(far: socket.socket, tap: Tap, begun: bytes = b"") -> list[Record]:
+    """Everything that the tap has for kmd, drained as the link does; *begun* had come before."""
+    data = bytearray(begun)
     while True:
         try:
             data += far.recv(1 << 20)
@@ -146,6 +162,32 @@ def test_what_the_connection_had_is_not_sent_again_when_the_tap_stands_aside(tmp
         assert tap.read_acks()
         assert spool.size_bytes == 0
         assert not list((tmp_path / "spool").iterdir())
+
+
+@pytest.mark.parametrize("read_first", [0, 5_000, 40_000])
+def test_a_record_that_was_broken_off_is_finished_and_not_sent_again(tmp_path: Path, read_first: int) -> None:
+    """Its beginning is with kmd when the tap stands aside: the rest follows, then what is new, none of it twice."""
+    with tap_in(tmp_path) as (tap, _), connected(tap, buffer_bytes=20_000) as far:
+        tap.go_on()
+        count = 3 * SPILL_ABOVE_BYTES // CHUNK_BYTES
+        lines = [b"%08d" % number + b"y" * (CHUNK_BYTES - 9) + b"\n" for number in range(count)]
+        tap.keep(0, memoryview(lines[0]), 5)
+        tap.absorb()
+        data = bytearray()
+        while len(data) < read_first:
+            data += far.recv(read_first - len(data))
+            tap.flush()
+        for line in lines[1:]:
+            tap.keep(0, memoryview(line), 5)
+        tap.absorb()
+        assert tap.must_drain
+        data += far.recv(1 << 20)
+        assert sum(HEADER_BYTES + len(record.body) for record in RecordReader().feed(bytes(data))) < len(data)
+        records = receive(far, tap, bytes(data))
+        pieces = [piece for record in records for piece in chunks_of(record)]
+        ends = [offset + len(chunk) for _, offset, chunk in pieces]
+        assert [offset for _, offset, _ in pieces] == [0, *ends[:-1]]
+        assert b"".join(chunk for _, _, chunk in pieces) == b"".join(lines)
 
 
 def test_a_new_connection_is_sent_the_spool_before_anything_newer(tmp_path: Path) -> None:
