@@ -50,6 +50,11 @@ def test_a_share_has_one_name_also_as_a_long_path() -> None:
     assert pipe_name(share, RELAY) == pipe_name("\\\\?\\UNC\\host\\SHARE\\home\\", RELAY)
 
 
+@pytest.mark.parametrize("root", [r"\\host\share", r"C:\home"])
+def test_a_closing_backslash_does_not_count(root: str) -> None:
+    assert pipe_name(root, RELAY) == pipe_name(root + "\\", RELAY)
+
+
 @pytest.mark.parametrize("home", ["", ".", "C:", "C:home", r"\home", "/home/ada", "home"])
 def test_only_an_absolute_path_has_a_name(home: str) -> None:
     with pytest.raises(ValueError, match="absolute"):

@@ -119,6 +119,7 @@ def test_pathext_decides_the_order() -> None:
 def test_candidates_are_absolute_and_none_is_a_batch_file_in_disguise(name: str) -> None:
     for path in list_candidates(name, ENVIRON, FOLDER):
         assert ntpath.isabs(path)
+        assert ":" not in ntpath.splitdrive(path)[1]
         assert path == ntpath.normpath(path)
         assert is_batch(path) == path.lower().endswith((".bat", ".cmd"))
 
@@ -185,7 +186,15 @@ def test_windows_refusals_are_explained(error: int, status: int, says: str) -> N
 
 @pytest.mark.parametrize(
     ("code", "argument"),
-    [(0, 0), (3, 3), (255, 255), (0x7FFFFFFF, 0x7FFFFFFF), (0xC000013A, -1073741510), (0xFFFFFFFF, -1)],
+    [
+        (0, 0),
+        (3, 3),
+        (255, 255),
+        (0x7FFFFFFF, 0x7FFFFFFF),
+        (0x80000000, -0x80000000),
+        (0xC000013A, -1073741510),
+        (0xFFFFFFFF, -1),
+    ],
 )
 def test_an_exit_code_keeps_its_32_bits(code: int, argument: int) -> None:
     assert exit_argument(code) == argument

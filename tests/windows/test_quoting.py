@@ -81,6 +81,10 @@ def test_what_no_command_line_holds_is_refused(words: list[str]) -> None:
 
 def test_the_longest_line_is_allowed() -> None:
     assert len(render_command_line(["x", "y" * (LINE_MAX_CHARS - 2)])) == LINE_MAX_CHARS
+    room = BATCH_LINE_MAX_CHARS - len(render_batch_line(SHELL, SCRIPT, ["y"]))
+    assert len(render_batch_line(SHELL, SCRIPT, ["y" * (room + 1)])) == BATCH_LINE_MAX_CHARS
+    with pytest.raises(UnsafeWordError, match="8,191"):
+        render_batch_line(SHELL, SCRIPT, ["y" * (room + 2)])
 
 
 @pytest.mark.parametrize("word", BATCH_TABLE)

@@ -76,19 +76,19 @@ def render_batch_line(shell: str, script: str, arguments: list[str]) -> str:
     """
     if '"' in script:
         raise UnsafeWordError("a command's name cannot hold a quotation mark")
-    command = " ".join([quote_for_batch(script, always=True), *map(quote_for_batch, arguments)])
+    command = " ".join(map(quote_for_batch, [script, *arguments]))
     line = f'{quote_program(shell)} /e:on /v:off /d /s /c "{command}"'
     if len(line) > BATCH_LINE_MAX_CHARS:
         raise UnsafeWordError(f"its command line is longer than cmd.exe allows ({BATCH_LINE_MAX_CHARS:,} characters)")
     return line
 
 
-def quote_for_batch(word: str, *, always: bool = False) -> str:
+def quote_for_batch(word: str) -> str:
     """As both cmd.exe and the program behind the batch file (`%*`) read it."""
     check_nul(word)
     if "\n" in word or "\r" in word:
         raise UnsafeWordError("an argument with a line break cannot be passed to a batch file safely")
-    if word and not always and all(char in HARMLESS for char in word) and not word.endswith("\\"):
+    if word and all(char in HARMLESS for char in word) and not word.endswith("\\"):
         return word
     quoted = '""'.join(part + trailing_backslashes(part) for part in word.split('"'))
     return f'"{quoted.replace("%", "%" + NO_NAME)}"'
