@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tests.windows.test_km import ECHO, WAIT_S, km, python
+from tests.windows.test_km import ECHO, WAIT_S, km, python, wait_for
 from tests.windows.test_kmd import read_status, run, running_kmd
 
 CALL = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"add"}}\n'
@@ -58,6 +58,19 @@ def test_what_was_said_without_kmd_is_taken_in_later(tmp_path: Path) -> None:
     with running_kmd(home):
         assert flushed(home)["outbox"]["last_seq"] == 40
         assert list((home / "spool").iterdir()) == []
+
+
+def test_an_idle_session_is_known_to_the_next_kmd(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with subprocess.Popen(km(home, *python(ECHO)), stdin=-1, stdout=-1) as process:
+        with running_kmd(home) as kmd:
+            talk(process, range(5))
+            assert flushed(home)["outbox"]["last_seq"] == 10
+            kmd.kill()
+            kmd.wait(WAIT_S)
+        with running_kmd(home):
+            wait_for(lambda: len(read_status(home)["sessions"]) == 1, "the session that says nothing")
+        process.communicate(timeout=WAIT_S)
 
 
 def test_kmd_is_killed_again_and_again_and_has_every_message_once(tmp_path: Path) -> None:

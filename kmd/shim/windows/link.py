@@ -149,14 +149,14 @@ class PipeLink(Link):
         return self._connection
 
     def _wait(self, timeout_s: float | None, fd: int = -1, wanted: int = 0) -> dict[int, int]:
-        wanted |= GONE
+        wanted |= GONE | READABLE  # what was said is always taken: only a read that is under way shows kmd's end
         connection = self._connection if fd >= 0 else None
         state = connection.state() & wanted if connection else 0
         if not state:
             reading, writing = self._events
             handles = [self._wake_in]
-            if connection and not connection.state() & READABLE:
-                handles.append(reading)  # also when acknowledgements are not wanted: it shows kmd's end, too
+            if connection:
+                handles.append(reading)
             if connection and wanted & WRITABLE:
                 handles.append(writing)
             wait_for_any(handles, timeout_s)
