@@ -175,10 +175,10 @@ if sys.platform == "win32":
 
     def test_a_folder_that_others_may_read_is_refused(tmp_path: Path) -> None:
         home = tmp_path / "home"
-        calls.make_folder(str(home), f"D:P(A;OICI;FA;;;{calls.current_user_sid()})(A;OICI;FR;;;AU)")
+        calls.make_folder(str(home), f"D:P(A;OICI;FA;;;{calls.current_user_sid()})(A;OICI;FR;;;WD)")
         done = run("kmd", home=home)
         assert done.returncode == 1
-        assert "is open to other users (AU)" in done.stderr
+        assert "is open to other users (WD)" in done.stderr
         assert f'icacls "{home}"' in done.stderr
 
     @pytest.mark.skipif(hasattr(ctypes.WinDLL("ntdll"), "wine_get_version"), reason="Wine lets a second one in")
