@@ -8,7 +8,7 @@ Blocking, standard library only: a command asks one thing and ends. Every wait h
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -40,16 +40,21 @@ class Connection(Protocol):
 
 @contextmanager
 def open_answers(
-    path: Path, request: Mapping[str, object], *, wait_s: float | None = ANSWER_TIMEOUT_S, start_hint: str = ""
+    path: Path,
+    request: Mapping[str, object],
+    *,
+    wait_s: float | None = ANSWER_TIMEOUT_S,
+    start: Callable[[], str] = lambda: "kmd",
 ) -> Iterator[Iterator[Answer]]:
     """
     Ask kmd at *path* and give its answers one by one, until it closes.
 
+    start: says with which command the user starts kmd (kmctl.start), should none be there.
     Units: wait_s bounds the wait for each answer; None waits for ever.
-    Raises: DaemonUnavailable (no kmd, or it went away; hint `start_hint`), RemoteProtocolError (not JSON
+    Raises: DaemonUnavailable (no kmd, or it went away), RemoteProtocolError (not JSON
     lines), KilometersError (kmd's own error answer).
     """
-    with connect(path, start_hint or "start it with 'kmd'") as peer:
+    with connect(path, start) as peer:
         try:
             peer.sendall(json.dumps(request).encode("ascii") + b"\n")
         except OSError as exc:
@@ -58,20 +63,20 @@ def open_answers(
         yield read_answers(peer)
 
 
-def ask(path: Path, request: Mapping[str, object], *, start_hint: str = "") -> Answer:
+def ask(path: Path, request: Mapping[str, object], *, start: Callable[[], str] = lambda: "kmd") -> Answer:
     """The only answer to *request*. Raises as open_answers does."""
-    with open_answers(path, request, start_hint=start_hint) as answers:
+    with open_answers(path, request, start=start) as answers:
         for answer in answers:
             return answer
     raise DaemonUnavailable("kmd closed the connection without an answer", hint=RESTART_HINT)
 
 
-def connect(path: Path, start_hint: str) -> Connection:
+def connect(path: Path, start: Callable[[], str]) -> Connection:
     """A connection to kmd's socket, or pipe, at *path*. Raises DaemonUnavailable."""
     try:
         return open_connection(path)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as exc:
-        raise DaemonUnavailable("kmd is not running", hint=start_hint) from exc
+        raise DaemonUnavailable("kmd is not running", hint=f"start it with '{start()}'") from exc
     except PermissionError as exc:
         why = exc.strerror or "permission denied"
         raise DaemonUnavailable(f"{path}: {why.lower()}", hint="run kmctl as the user that runs kmd") from exc

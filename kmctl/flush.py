@@ -10,8 +10,9 @@ import click
 
 from kmctl.answers import Answer, Progress, Reason, Status, parse_part
 from kmctl.daemon import ANSWER_TIMEOUT_S, RESTART_HINT, ask, open_answers
-from kmctl.options import current_places, home_flag, home_option, is_plain, json_option
+from kmctl.options import current_places, home_option, is_plain, json_option
 from kmctl.screen import open_console, print_json
+from kmctl.start import start_command
 from kmd.errors import DaemonUnavailable
 from kmd.paths import Places
 
@@ -53,12 +54,11 @@ def flush(timeout_s: float, as_json: bool) -> int:  # noqa: FBT001 - click's sha
       kmctl flush --timeout 60
     """
     places = current_places()
-    start_hint = f"start it with 'kmd{home_flag()}'"
-    answer = ask(places.control_socket, {"op": "status"}, start_hint=start_hint)
+    answer = ask(places.control_socket, {"op": "status"}, start=start_command)
     if not parse_part(answer, "status", Status).destinations:
         print_local_only(as_json=as_json)
         return 0
-    final = follow_flush(places, timeout_s, start_hint, quiet=as_json)
+    final = follow_flush(places, timeout_s, quiet=as_json)
     reasons = parse_part(final, "reasons", list[Reason]) if "reasons" in final else []
     if as_json:
         print_json({"reasons": [], **final})
@@ -87,7 +87,7 @@ def print_reasons(reasons: Sequence[Reason]) -> None:
         click.echo("error: kmd could not flush", err=True)
 
 
-def follow_flush(places: Places, timeout_s: float, start_hint: str, *, quiet: bool) -> Answer:
+def follow_flush(places: Places, timeout_s: float, *, quiet: bool) -> Answer:
     """
     Ask for the flush and show how it goes.
 
@@ -98,7 +98,7 @@ def follow_flush(places: Places, timeout_s: float, start_hint: str, *, quiet: bo
     wait_s = timeout_s + ANSWER_TIMEOUT_S
     last: Answer = {"progress": []}
     with (
-        open_answers(places.control_socket, request, wait_s=wait_s, start_hint=start_hint) as answers,
+        open_answers(places.control_socket, request, wait_s=wait_s, start=start_command) as answers,
         open_progress(quiet=quiet) as show,
     ):
         for answer in answers:

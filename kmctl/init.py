@@ -11,6 +11,7 @@ from kmctl.config_file import read_config, reload_daemon, write_config
 from kmctl.edit import put_destination
 from kmctl.options import current_places, home_flag, home_option, json_option
 from kmctl.screen import print_json
+from kmctl.start import start_command
 from kmctl.text import harmless
 from kmd.config import (
     DEFAULT_NAME,
@@ -103,7 +104,7 @@ def init(
     if as_json:
         print_json(describe_done(done), indent=2)
     else:
-        print_done(done, home_flag())
+        print_done(done, home_flag(), start_command())
     return 1 if reload_error else 0
 
 
@@ -203,15 +204,15 @@ def describe_done(done: Done) -> dict[str, object]:
     }
 
 
-def print_done(done: Done, home: str) -> None:
-    """What was done and the next step. *home* is ` --home DIR` or nothing."""
-    for line in render_done(done, home):
+def print_done(done: Done, home: str, start: str) -> None:
+    """What was done and the next step. home: ` --home DIR` or nothing; start: the words that start kmd."""
+    for line in render_done(done, home, start):
         click.echo(harmless(line))
     if done.reload_error:
         click.echo(f"error: kmd did not take the new configuration: {harmless(done.reload_error)}", err=True)
 
 
-def render_done(done: Done, home: str) -> list[str]:
+def render_done(done: Done, home: str, start: str) -> list[str]:
     """The lines of print_done. Pure."""
     lines = [f"wrote {done.path}" if done.changed else f"unchanged: {done.path}"]
     if done.backup:
@@ -224,6 +225,6 @@ def render_done(done: Done, home: str) -> list[str]:
     if done.reloaded:
         lines.append("kmd has read the new configuration")
     elif not done.reload_error:
-        lines.append(f"next: start kmd with 'kmd{home}'")
+        lines.append(f"next: start kmd with '{start}'")
     lines.append(f"next: put km in front of a server: km{home} --name NAME -- COMMAND …")
     return lines

@@ -12,9 +12,10 @@ from kmctl.clients.report import count_changes, render_left, render_restarts, re
 from kmctl.clients.run import Work, describe_files, finish, show_diffs, show_lines, show_problems, unknown_servers
 from kmctl.clients.sources import Machine, this_machine
 from kmctl.clients.words import Launcher
-from kmctl.options import chosen_home, current_places, home_flag, home_option, json_option
+from kmctl.options import chosen_home, current_places, home_option, json_option
 from kmctl.screen import confirm, print_json
 from kmctl.service import render_install
+from kmctl.start import start_command
 from kmctl.supervisors.lifecycle import Outcome, find_deployment, find_installed, install_service
 from kmctl.supervisors.plan import Deployment
 from kmctl.text import format_count, harmless
@@ -152,7 +153,7 @@ def say_rest(
         if question := ask_what(work, needs_service=needs_service):
             click.echo(f"would {question[:1].lower()}{question[1:-1]}; nothing was changed")
         return
-    for line in render_install(outcome) if outcome else [f"next: start kmd with 'kmd{home_flag()}'"]:
+    for line in render_install(outcome) if outcome else [f"next: start kmd with '{start_command()}'"]:
         click.echo(harmless(line))
     done = [one.plan for one in work.written]
     show_lines(render_shared(done, machine.home))

@@ -7,8 +7,9 @@ import click
 
 from kmctl.answers import Answer, Refused, Retried, parse_part
 from kmctl.daemon import ANSWER_TIMEOUT_S, open_answers
-from kmctl.options import Decorated, current_places, home_flag, home_option, json_option
+from kmctl.options import Decorated, current_places, home_option, json_option
 from kmctl.screen import confirm, print_json, print_page
+from kmctl.start import start_command
 from kmctl.text import format_count, harmless
 
 RETRY_TIMEOUT_S = 120.0
@@ -182,8 +183,7 @@ def ask_quarantine(
     """kmd's answers about the quarantine. Raises as open_answers does."""
     request = {"op": "quarantine", "action": action, "destination": destination, "seq": seq, "all": everything}
     wait_s = RETRY_TIMEOUT_S if action == "retry" else ANSWER_TIMEOUT_S
-    start_hint = f"start it with 'kmd{home_flag()}'"
-    with open_answers(current_places().control_socket, request, wait_s=wait_s, start_hint=start_hint) as answers:
+    with open_answers(current_places().control_socket, request, wait_s=wait_s, start=start_command) as answers:
         yield answers
 
 

@@ -4,8 +4,9 @@ import click
 
 from kmctl.answers import Status, find_faults, parse_part
 from kmctl.daemon import ask
-from kmctl.options import current_places, home_flag, home_option, json_option
+from kmctl.options import current_places, home_option, json_option
 from kmctl.screen import print_json, print_page
+from kmctl.start import start_command
 
 DEGRADED = 4
 
@@ -26,7 +27,7 @@ def status(as_json: bool) -> int:  # noqa: FBT001 - click's shape
       kmctl status --json | jq .destinations
     """
     places = current_places()
-    answer = ask(places.control_socket, {"op": "status"}, start_hint=f"start it with 'kmd{home_flag()}'")
+    answer = ask(places.control_socket, {"op": "status"}, start=start_command)
     now = parse_part(answer, "status", Status)
     if as_json:
         print_json(answer["status"], indent=2)

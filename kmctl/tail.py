@@ -6,8 +6,9 @@ import click
 
 from kmctl.answers import Answer, Seen, parse_part
 from kmctl.daemon import ANSWER_TIMEOUT_S, open_answers
-from kmctl.options import current_places, home_flag, home_option, is_plain, json_option
+from kmctl.options import current_places, home_option, is_plain, json_option
 from kmctl.screen import open_console, print_json
+from kmctl.start import start_command
 from kmd.errors import DaemonUnavailable
 
 LINES_MAX = 10_000
@@ -34,12 +35,11 @@ def tail(follow: bool, limit: int, as_json: bool) -> int:  # noqa: FBT001 - clic
     request = {"op": "tail", "limit": limit, "follow": follow}
     wait_s = None if follow else ANSWER_TIMEOUT_S
     show = print_event if as_json else make_printer()
-    hint = f"start it with 'kmd{home_flag()}'"
-    with open_answers(places.control_socket, request, wait_s=wait_s, start_hint=hint) as answers:
+    with open_answers(places.control_socket, request, wait_s=wait_s, start=start_command) as answers:
         for answer in answers:
             show(answer)
     if follow:
-        raise DaemonUnavailable("kmd stopped", hint=hint)
+        raise DaemonUnavailable("kmd stopped", hint=f"start it with '{start_command()}'")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 WAIT_S = 20.0
+STARTS = "kmctl service install" if sys.platform == "darwin" else "kmd"
+"""With what kmctl tells a user to start kmd where no service is installed: macOS always has a manager."""
 
 Script = Sequence[dict[str, Any] | bytes | float]
 """Answer lines; bytes go out as they are, a number is that many seconds of silence."""

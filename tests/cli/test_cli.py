@@ -13,7 +13,7 @@ import pytest
 from kmctl import cli
 from kmctl.cli import COMMANDS, kmctl, load_command, run
 from kmd.errors import ConfigError, DaemonUnavailable, KilometersError
-from tests.cli.stub import destination_of, status_of, stub_daemon
+from tests.cli.stub import STARTS, destination_of, status_of, stub_daemon
 from tests.cli.terminal import KMCTL, WAIT_S, clean_environ, run_kmctl, run_on_terminal
 
 
@@ -104,7 +104,7 @@ def test_no_daemon(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureF
     assert run(["--home", str(home), *arguments]) == 3
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == f"error: kmd is not running\nhint: start it with 'kmd --home '{home}''\n"
+    assert shown.err == f"error: kmd is not running\nhint: start it with '{STARTS} --home '{home}''\n"
 
 
 def test_no_daemon_without_home(
@@ -112,7 +112,7 @@ def test_no_daemon_without_home(
 ) -> None:
     monkeypatch.setenv("KM_HOME", str(tmp_path))
     assert run(["status"]) == 3
-    assert capsys.readouterr().err.endswith("hint: start it with 'kmd'\n")
+    assert capsys.readouterr().err.endswith(f"hint: start it with '{STARTS}'\n")
 
 
 def test_home_after_the_command_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

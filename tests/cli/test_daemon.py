@@ -38,7 +38,7 @@ def test_a_socket_path_longer_than_an_address(tmp_path: Path, monkeypatch: pytes
         listener.bind("control.sock")
         listener.listen()
         monkeypatch.chdir(before)
-        with daemon.connect(home / "control.sock", "") as peer:
+        with daemon.connect(home / "control.sock", str) as peer:
             peer.sendall(b"x")
             with listener.accept()[0] as seen:
                 assert seen.recv(1) == b"x"
@@ -60,7 +60,7 @@ def test_no_daemon(tmp_path: Path, kind: str) -> None:
         path.touch()
     before = Path.cwd()
     with pytest.raises(DaemonUnavailable, match="kmd is not running") as caught:
-        ask(path, STATUS, start_hint="start it with 'kmd --home X'")
+        ask(path, STATUS, start=lambda: "kmd --home X")
     assert caught.value.hint == "start it with 'kmd --home X'"
     assert Path.cwd() == before
 

@@ -10,7 +10,7 @@ import pytest
 
 from kmctl.cli import run
 from kmd.config import load_config, render_config
-from tests.cli.stub import stub_daemon
+from tests.cli.stub import STARTS, stub_daemon
 from tests.cli.terminal import CTRL_C, run_kmctl, run_on_terminal
 from tests.cli.web import RECEIPT, http_server
 
@@ -49,7 +49,7 @@ def test_local_only(tmp_path: Path, flags: list[str]) -> None:
     assert stat.S_IMODE(file_of(home).stat().st_mode) == 0o600
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert "local only" in shown
-    assert f"next: start kmd with 'kmd --home '{home}''" in shown
+    assert f"next: start kmd with '{STARTS} --home '{home}''" in shown
     assert f"km --home '{home}' --name NAME -- COMMAND …" in shown
 
 

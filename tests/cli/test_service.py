@@ -39,6 +39,13 @@ def service_state(environ: Environ, *arguments: str) -> dict[str, Any]:
     return state
 
 
+def told_to_start(environ: Environ) -> str:
+    """With what kmctl says kmd is started, now that it does not run."""
+    code, _, err = run_kmctl("status", environ=environ)
+    assert code == 3
+    return err.split("start it with '")[1].rstrip("'\n")
+
+
 def send_message(environ: Environ, *options: str) -> None:
     """One message through km to a server that sends it back."""
     words = [command("km"), *options, "--name", "echo", "--", "cat"]
@@ -74,6 +81,7 @@ def home(tmp_path: Path) -> Iterator[Environ]:
 
 def test_systemd_starts_kmd_at_login_and_on_the_first_message(tmp_path: Path) -> None:
     with user_systemd(tmp_path) as environ:
+        assert told_to_start(environ) == "kmctl service install"
         assert "started at login by systemd" in kmctl(environ, "service", "install")
         state = service_state(environ)
         assert (state["manager"], state["running"], state["starts_at_login"]) == ("systemd", True, True)
@@ -99,6 +107,7 @@ def test_systemd_install_twice_restart_stop_start_remove(tmp_path: Path) -> None
         assert restarted["stopped_pid"] == first["pid"]
         assert restarted["pid"] != first["pid"]
         assert as_json(environ, "service", "stop")["stopped_pid"] == restarted["pid"]
+        assert told_to_start(environ) == "kmctl service start"
         meeting = Path(environ["HOME"]) / ".kilometers"
         assert not list(meeting.glob("*.sock"))  # km must not wait for a kmd that was stopped on purpose
         send_message(environ)

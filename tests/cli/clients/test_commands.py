@@ -13,6 +13,7 @@ import pytest
 from tests.cli.clients.homes import contents, make_runners, minimal_environ, write_sample
 from tests.cli.clients.reading import find_commands, read_config
 from tests.cli.clients.samples import SAMPLES, SECRET, Sample
+from tests.cli.stub import STARTS
 from tests.cli.terminal import CTRL_C, run_kmctl, run_on_terminal
 from tests.support.processes import WAIT_S, read_status, wait_for
 
@@ -70,7 +71,7 @@ def test_there_and_back(home: Path, kmctl: Kmctl) -> None:
     assert "left alone: linear in ~/.cursor/mcp.json: is reached by URL" in shown
     assert "note: ~/shop/.mcp.json is a project's and has" in shown
     assert "next: Cursor: reload its windows" in shown
-    assert "next: start kmd with 'kmd'" in shown
+    assert f"next: start kmd with '{STARTS}'" in shown
     wrapped = everything_of(home)
     assert wrapped != before
 
