@@ -226,5 +226,6 @@ def render_done(done: Done, home: str, start: str) -> list[str]:
         lines.append("kmd has read the new configuration")
     elif not done.reload_error:
         lines.append(f"next: start kmd with '{start}'")
-    lines.append(f"next: put km in front of a server: km{home} --name NAME -- COMMAND …")
+    lines.append(f"next: put km in front of your MCP servers with 'kmctl install{home}'")
+    lines.append(f"      or of one of them by hand: km{home} --name NAME -- COMMAND …")
     return lines

@@ -4,11 +4,16 @@ import click
 
 from km_server.commands.database import backup, checksum, migrate, rebuild_rollups, restore
 from km_server.commands.keys import keys
+from km_server.commands.options import Group
 from km_server.commands.serve import serve, show_config
 from km_server.commands.tenants import tenants
 
 
-@click.group(epilog="Example: km-server serve --port 8713")
+@click.group(
+    cls=Group,
+    epilog="Example: km-server serve --port 8713",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="kilometers", prog_name="km-server")
 def cli() -> None:
     """The Kilometers server: takes events in and answers questions about them."""

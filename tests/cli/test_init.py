@@ -50,6 +50,7 @@ def test_local_only(tmp_path: Path, flags: list[str]) -> None:
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert "local only" in shown
     assert f"next: start kmd with '{STARTS} --home '{home}''" in shown
+    assert f"with 'kmctl install --home '{home}''" in shown
     assert f"km --home '{home}' --name NAME -- COMMAND …" in shown
 
 

@@ -187,6 +187,7 @@ def test_backups_that_are_not_what_they_were(tmp_path: Path) -> None:
     assert not (tmp_path / "restored.db").exists()
     for file in (tmp_path / "none.db", manifest):
         assert_one_line(run("restore", str(file), *target))
+    assert "there is no such file" in run("restore", str(tmp_path / "none.db"), *on(database_url(database))).stderr
 
 
 def test_sqlite_commands_say_what_to_use_with_postgresql(postgres: Cluster, tmp_path: Path) -> None:

@@ -23,7 +23,10 @@ def test_sessions_newest_start_first_with_what_they_come_to(api: Api) -> None:
         make_session(name, "files" if number % 2 else "git", NOW_NS + 9) for number, name in enumerate(["a", "b", "c"])
     ]
     starts = {"a": 5, "b": 7, "c": 6}
-    described = [msgspec.structs.replace(one, started_at_ns=NOW_NS + starts[one.session]) for one in sessions]
+    described = [
+        msgspec.structs.replace(one, started_at_ns=NOW_NS + starts[one.session], closed_first="relay" * (i == 1))
+        for i, one in enumerate(sessions)
+    ]
     events = [make_event(1, "a"), make_answer(1, 10, Outcome.TOOL_ERROR, session="a"), make_event(1, "b")]
     api.send(make_batch(events, described))
     first = api.get("/api/v1/sessions", limit=2)
@@ -32,6 +35,7 @@ def test_sessions_newest_start_first_with_what_they_come_to(api: Api) -> None:
     assert [item["session"] for item in items] == ["b", "c", "a"]
     assert rest["next_cursor"] is None
     assert items[0]["ended_at_ns"] == NOW_NS + 9
+    assert [item["closed_first"] for item in items] == ["relay", "", ""]
     assert {name: items[2][name] for name in ("events", "calls", "errors", "tool_errors")} == {
         "events": 2,
         "calls": 1,

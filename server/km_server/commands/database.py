@@ -150,4 +150,5 @@ def with_progress(work: Callable[[copies.Report], Manifest]) -> Manifest:
 def make_progress() -> Progress:
     """A bar on stderr, gone when it is done; nothing where stderr is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from km_server.commands.options import (
+    Group,
     config_option,
     echo_table,
     in_store,
@@ -27,7 +28,7 @@ HOURS_MAX = 24 * 366
 TENANT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-@click.group()
+@click.group(cls=Group, epilog="Example: km-server keys create --tenant team --scope ingest,read")
 def keys() -> None:
     """Make, list, rotate and revoke API keys. Works beside a running server, and takes effect at once."""
 

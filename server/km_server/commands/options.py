@@ -24,7 +24,18 @@ config_option = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     help="A TOML file with settings [KM_SERVER_CONFIG; else server.toml in your configuration folder, if it is there].",
 )
+SENTENCE_MAX = 200
+"""Characters; what a command does is said in fewer."""
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
+
+
+class Group(click.Group):
+    """A group whose help gives the whole first sentence of each command: click's own cuts it off."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(SENTENCE_MAX)) for name, one in commands if one])
 
 
 def setting_options(*names: str) -> Callable[[Command], Command]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from km_server.commands.options import config_option, echo_table, in_store, json_option, load, setting_options
+from km_server.commands.options import Group, config_option, echo_table, in_store, json_option, load, setting_options
 from km_server.errors import ServerError
 from km_server.store.protocol import Store
 from km_server.store.values import Tenant
@@ -13,7 +13,7 @@ from km_server.store.values import Tenant
 DAYS_MAX = 36_500
 
 
-@click.group()
+@click.group(cls=Group, epilog="Example: km-server tenants set team --retention-days 90")
 def tenants() -> None:
     """Show tenants and change their settings. (A tenant is made with its first key.)"""
 

@@ -72,6 +72,8 @@ def restore(source: Path, target: Path, report: Report, *, replace: bool = False
     replace: overwrite a store that is there; nobody may have it open. Raises StoreError.
     """
     require_sound()
+    if not source.is_file():
+        raise StoreError(f"{source}: there is no such file", hint="name one that 'km-server backup FILE' has made")
     if target.exists() and not replace:
         raise StoreError(f"{target} exists", hint="move it away, or restore with --replace")
     try:

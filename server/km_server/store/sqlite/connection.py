@@ -40,10 +40,10 @@ def parse_database_url(url: str) -> Path:
 
     The path is taken as it is written: no query, no percent-decoding. Raises StoreError.
     """
-    example = "for example sqlite:////var/lib/kilometers/server.db"
+    example = "for example sqlite:////var/lib/kilometers/server.db, or postgresql://km@localhost/kilometers"
     prefix = "sqlite:///"
     if not url.startswith(prefix):
-        raise StoreError("the database URL must begin with sqlite:///", hint=example)
+        raise StoreError("the database URL must begin with sqlite:/// or postgresql://", hint=example)
     name = url.removeprefix(prefix)
     if not name or name == ":memory:" or "\0" in name:
         raise StoreError("the database URL must name a file", hint=example)
