@@ -5,6 +5,7 @@ Whatever fails here fails before the first byte; kmd.shim.start then has the byt
 """
 
 from kmd.shim.start import Channels, Plan
+from kmd.shim.torn import TORN, pass_over_bytecode
 
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
 """Linux's fcntl(2) commands for a pipe's capacity."""
@@ -15,7 +16,11 @@ def run_detached(plan: Plan, server_pid: int, channels: Channels, errors_fd: int
     ends = {target: relay_end for target, (_, relay_end) in channels.items()}
     for target, end in ends.items():
         match_capacity(errors_fd if target == 2 else target, end)
-    from kmd.shim.relay import run  # noqa: PLC0415 - it takes longer than the server may need to look
+    try:
+        from kmd.shim.relay import run  # noqa: PLC0415 - it takes longer than the server may need to look
+    except TORN:
+        pass_over_bytecode()
+        from kmd.shim.relay import run  # noqa: PLC0415
 
     run(plan, server_pid, ends, errors_fd, ready_fd)
 

@@ -8,14 +8,30 @@ everything else it does before the server; a module is compiled once.
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def main() -> None:
     """The `km` command. Never returns."""
+    try:
+        start = load()
+    except (EOFError, ValueError, TypeError):
+        from kmd.shim.torn import pass_over_bytecode  # noqa: PLC0415 - the server must start all the same
+
+        pass_over_bytecode()
+        start = load()
+    start()
+
+
+def load() -> "Callable[[], None]":
+    """What this system starts with. Imported here: as a script this has to say first where it lies."""
     if sys.platform == "win32":
-        from kmd.shim.windows.parent import main as start  # noqa: PLC0415 - as a script this has to say first where it lies
+        from kmd.shim.windows.parent import main as start  # noqa: PLC0415
     else:
         from kmd.shim.start import main as start  # noqa: PLC0415
-    start()
+    return start
 
 
 if __name__ == "__main__":

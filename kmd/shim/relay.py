@@ -79,11 +79,11 @@ def run(plan: Plan, server_pid: int, ends: dict[int, int], errors_fd: int, ready
         else:
             session = Session(tap, watch, ending, len(flows))
     sys.setswitchinterval(SWITCH_S)
-    start_pumps(session, flows)
-    if watch is not None:
-        start_new_thread(watch.run, ())
-    session.load_tee()
+    without_thread = start_pumps(session, flows)
     try:
+        if without_thread is not None:
+            session.pump(*without_thread)  # the link, which has this thread, comes after it
+        session.load_tee()
         Link(tap, spool, ending, hello, meeting, wake_in).run()
     except Exception:  # noqa: BLE001, S110 - no fault of the capture may end the traffic
         pass
@@ -91,14 +91,21 @@ def run(plan: Plan, server_pid: int, ends: dict[int, int], errors_fd: int, ready
         session.wait()
 
 
-def start_pumps(session: "Session", flows: list[tuple[int, int, int]]) -> None:
-    """One for each of *flows*. Raises RuntimeError when there is no thread to be had even for the first."""
+def start_pumps(session: "Session", flows: list[tuple[int, int, int]]) -> tuple[int, int, int] | None:
+    """
+    A thread for each of *flows*. Returns the last one when the user may not have a thread for it, too.
+
+    Raises RuntimeError when there is none to be had even for the first.
+    """
     start_new_thread(session.pump, flows[0])
-    try:
-        for flow in flows[1:]:
+    for flow in flows[1:]:
+        try:
             start_new_thread(session.pump, flow)
-    except RuntimeError:
-        os._exit(1)  # one direction alone would only look like a relay
+        except RuntimeError:
+            if flow is flows[-1]:
+                return flow
+            os._exit(1)  # one direction alone would only look like a relay
+    return None
 
 
 def let_go(keep: tuple[int, ...]) -> None:
@@ -230,11 +237,13 @@ class Session:
 
 
 def open_watch() -> Watch | None:
-    """None where the client's limits leave no descriptors for it: the pumps then look before each read."""
+    """None where the client's limits leave no descriptors or thread for it: the pumps then look before each read."""
     try:
-        return Watch()
-    except OSError:
+        watch = Watch()
+        start_new_thread(watch.run, ())
+    except (OSError, RuntimeError):
         return None
+    return watch
 
 
 def wait_for_near(near: int, far: int) -> bool:

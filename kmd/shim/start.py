@@ -198,11 +198,8 @@ def is_open(fd: int) -> bool:
 
 def is_one_output() -> bool:
     """Whether stdout and stderr are one pipe, socket or file, whose words have an order. A terminal may stay one."""
-    try:
-        output, errors = os.fstat(1), os.fstat(2)
-    except OSError:
-        return False
-    return os.path.samestat(output, errors) and not stat.S_ISCHR(output.st_mode)
+    output = os.fstat(1)
+    return is_open(2) and os.path.samestat(output, os.fstat(2)) and not stat.S_ISCHR(output.st_mode)
 
 
 def close_all(fds: tuple[int, ...]) -> None:
@@ -312,24 +309,29 @@ def run_relay(plan: Plan, server_pid: int, channels: Channels, ready_fd: int) ->
 def pass_plainly(channels: Channels, errors_fd: int) -> None:
     """
     Capture is impossible (a damaged installation, no memory, too few descriptors), but bytes still cross: one process
-    for each direction copies them, and that is all it does.
+    for each direction copies them, and that is all it does; one for all where there may be no more.
     """
     ends = {target: relay_end for target, (_, relay_end) in channels.items()}
     pairs = [(0, ends[0]), (ends[1], 1)]
     if 2 in ends:
         pairs.append((ends[2], errors_fd))
     fds = {0, 1, errors_fd, *ends.values()} - {-1}
-    for pair in pairs[1:]:
-        if os.fork() == 0:
-            copy(*pair, fds)
-    copy(*pairs[0], fds)
+    while len(pairs) > 1:
+        try:
+            if os.fork() == 0:
+                copy(*pairs[-1], fds)
+        except OSError:
+            from kmd.shim.turns import copy_by_turns  # noqa: PLC0415 - rarely needed
+
+            return copy_by_turns(pairs)
+        pairs.pop()
+    return copy(*pairs[0], fds)
 
 
 def copy(near: int, far: int, fds: set[int]) -> None:
     """From *near* to *far*, without the other *fds*, until one of them ends. Never returns."""
     try:
-        for fd in fds - {near, far}:
-            os.close(fd)
+        close_all(tuple(fds - {near, far}))
         os.set_blocking(near, True)
         os.set_blocking(far, True)
         while chunk := os.read(near, CHUNK_BYTES):

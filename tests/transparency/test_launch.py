@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,26 @@ def test_both_forms_work_from_a_wheel(form: str, installed: Path, tmp_path: Path
     assert run([*words, "--home", str(home), "--", "cat"], b"one\n", {"HOME": str(tmp_path)}).stdout == b"one\n"
     wait_for(lambda: list((home / "spool").glob("*.spool")), "the relay's spool")
     assert not os.access(REPOSITORY / "spool", os.F_OK)
+
+
+def has_spool(home: Path) -> bool:
+    return any(home.glob("spool/*.spool"))
+
+
+@pytest.mark.parametrize("module", ["start", "relay"])
+def test_bytecode_that_a_full_disk_has_cut_off_is_passed_over(module: str, tmp_path: Path) -> None:
+    """The server starts, what crosses is captured, and the next start has whole bytecode again."""
+    shutil.copytree(LAUNCH.parents[1], tmp_path / "kmd", ignore=shutil.ignore_patterns("__pycache__"))
+    words = [sys.executable, "-I", "-S", str(tmp_path / "kmd" / "shim" / "launch.py"), "--home"]
+    for place in ("first", "torn", "mended"):
+        home = tmp_path / place
+        done = subprocess.run([*words, str(home), "cat"], input=b"crosses\n", capture_output=True, timeout=WAIT_S)
+        assert (done.stdout, done.stderr, done.returncode) == (b"crosses\n", b"", 0)
+        wait_for(partial(has_spool, home), "what was captured")
+        if place == "first":
+            (bytecode,) = tmp_path.glob(f"kmd/shim/__pycache__/{module}.*.pyc")
+            bytecode.write_bytes(bytecode.read_bytes()[:1000])
+    assert bytecode.stat().st_size > 1000
 
 
 def test_the_reference_page_has_every_option_and_no_other() -> None:

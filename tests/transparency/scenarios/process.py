@@ -52,7 +52,13 @@ def process_state(stage: Stage, setup: str) -> Record:
 
 
 @cases(
-    tiny_files="ulimit -f 8", no_files="ulimit -f 0", few_descriptors="ulimit -n 8", little_memory="ulimit -v 400000"
+    tiny_files="ulimit -f 8",
+    no_files="ulimit -f 0",
+    few_descriptors="ulimit -n 8",
+    little_memory="ulimit -v 400000",
+    no_thread="ulimit -s 1000000; ulimit -v 900000",
+    one_thread="ulimit -s 1000000; ulimit -v 1800000",
+    two_threads="ulimit -s 1000000; ulimit -v 2800000",
 )
 def limits_that_are_ours_too(stage: Stage, setup: str) -> Record:
     """The relay runs under the server's limits, so none of them may end the traffic."""
