@@ -1,6 +1,8 @@
 """The only `import httpx`: one bounded POST, and what came back."""
 
+import errno
 import gzip
+import os
 import socket
 import ssl
 from types import TracebackType
@@ -20,6 +22,7 @@ CONNECT_TIMEOUT_S = 5.0
 BODY_MAX_BYTES = 1 << 20
 """A receipt for a full batch is a few tens of KiB; what is longer is none."""
 ZSTD_LEVEL = 3
+NETWORK_HINT = "check the URL's host and port, and the network"
 NO_TLS_HINT = "does the server speak TLS on this port? perhaps http:// is meant"
 
 
@@ -90,8 +93,11 @@ class Transport:
             if any(isinstance(cause, ssl.SSLError) for cause in walk_causes(exc)):
                 await self._let_go()
             raise explain_connect_error(exc) from exc
+        except httpx.ConnectTimeout as exc:
+            raise ServerUnreachable(f"no connection within {CONNECT_TIMEOUT_S:.0f} s", hint=NETWORK_HINT) from exc
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
-            raise ServerUnreachable(f"the connection failed ({type(exc).__name__})") from exc
+            hint = "is the server well, or a proxy before it?"
+            raise ServerUnreachable(f"the connection failed ({type(exc).__name__})", hint=hint) from exc
 
     async def _post(self, client: httpx.AsyncClient, body: bytes, codec: str, timeout_s: float) -> Reply:
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
@@ -136,4 +142,8 @@ def explain_connect_error(exc: httpx.ConnectError) -> ServerUnreachable:
                 return ServerUnreachable(f"TLS failed ({cause.reason or 'no TLS'})", hint=NO_TLS_HINT)
             case socket.gaierror():
                 return ServerUnreachable("the server's name does not resolve", hint="check the name, or the network")
-    return ServerUnreachable(f"no connection: {str(exc) or type(exc.__cause__ or exc).__name__}")
+            case OSError(errno=errno.ECONNREFUSED):
+                return ServerUnreachable("the connection is refused", hint="is km-server running there?")
+            case OSError(errno=int(number)):
+                return ServerUnreachable(f"no connection: {os.strerror(number)}", hint=NETWORK_HINT)
+    return ServerUnreachable(f"no connection: {str(exc) or type(exc.__cause__ or exc).__name__}", hint=NETWORK_HINT)

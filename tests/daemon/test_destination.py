@@ -1,10 +1,12 @@
 """A destination against real HTTP servers that misbehave: nothing is lost, and only a receipt settles anything."""
 
 import json
+import socket
 from collections.abc import Callable
 from math import log2
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 import trio.testing
@@ -13,7 +15,7 @@ from kmd.mcp.names import Stream
 from kmd.outbox.outbox import Intake
 from kmd.sync.backoff import RETRY_AFTER_MAX_S
 from kmd.sync.destination import State
-from kmd.sync.transport import PATH
+from kmd.sync.transport import PATH, explain_connect_error
 from tests.daemon.rig import KEY, check_all_settled, offsets, rig, settings
 from tests.daemon.rows import START, message
 from tests.support.misbehaving import Act, Request, Script, misbehaving, poison, render_answer, say
@@ -340,7 +342,8 @@ async def test_no_connection_is_trouble_that_passes_when_the_server_comes(tmp_pa
     async with rig(tmp_path, url) as running:
         await running.wait_trouble()
         assert running.loop.state is State.RETRYING
-        assert "connection" in running.loop.last_error
+        assert running.loop.last_error == "the connection is refused"
+        assert "km-server" in running.loop.hint
         assert running.loop.pending == 20
 
 
@@ -350,7 +353,28 @@ async def test_a_server_without_tls_behind_an_https_url_never_sees_the_key(tmp_p
         async with rig(tmp_path, server.url.replace("http:", "https:")) as running:
             await running.wait_trouble()
             assert running.loop.state is State.RETRYING
+            assert "TLS" in running.loop.last_error
+            assert "http://" in running.loop.hint
     assert not any(KEY in str(request) for request in server.requests)
+
+
+@pytest.mark.trio
+async def test_an_address_that_cannot_be_reached_is_said_in_words(tmp_path: Path) -> None:
+    """The kernel refuses to connect to everybody at once; no packet leaves."""
+    async with rig(tmp_path, "http://255.255.255.255:1") as running:
+        await running.wait_trouble()
+        assert running.loop.last_error.startswith("no connection: ")
+        assert "attempts" not in running.loop.last_error
+        assert "network" in running.loop.hint
+
+
+def test_a_name_that_does_not_resolve_is_said_in_words() -> None:
+    try:
+        raise httpx.ConnectError("") from socket.gaierror(-2, "Name or service not known")
+    except httpx.ConnectError as exc:
+        told = explain_connect_error(exc)
+    assert str(told) == "the server's name does not resolve"
+    assert "check the name" in told.hint
 
 
 @pytest.mark.trio
