@@ -78,10 +78,9 @@ def test_a_half_surrogate_in_a_path_is_no_obstacle() -> None:
     assert pipe_name("C:\\\ud800", RELAY) != pipe_name("C:\\\udfff", RELAY)
 
 
-def test_descriptors_name_the_user_and_bar_the_network_from_pipes() -> None:
+def test_descriptors_name_the_user_and_at_most_the_system() -> None:
     sid = "S-1-5-21-1-2-3-1001"
-    assert pipe_sddl(sid) == f"O:{sid}D:P(D;;GA;;;NU)(A;;GA;;;{sid})"
+    assert pipe_sddl(sid) == f"O:{sid}D:P(A;;GA;;;{sid})"
     for sddl in (pipe_sddl(sid), folder_sddl(sid), file_sddl(sid)):
         assert sddl.startswith(f"O:{sid}D:P(")
-        assert set(re.findall(r";;;([^)]+)\)", sddl)) <= {sid, "SY", "NU"}
-        assert ";;;NU" not in sddl or "(D;;GA;;;NU)" in sddl
+        assert set(re.findall(r";;;([^)]+)\)", sddl)) <= {sid, "SY"}

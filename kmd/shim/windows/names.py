@@ -48,10 +48,12 @@ def plain_path(home: str) -> str:
 
 def pipe_sddl(sid: str) -> str:
     """
-    The security descriptor of a pipe of the user *sid* (`S-1-5-21-…`): that user owns it, nobody else may open it, and
-    nobody over the network.
+    The security descriptor of a pipe of the user *sid* (`S-1-5-21-…`): that user owns it, nobody else may open it.
+
+    It does not deny NETWORK: who is logged on by SSH, as an editor's remote sessions are, bears that, and is at this
+    machine all the same. Clients at other machines are rejected by the pipe itself (calls.create_named_pipe).
     """
-    return f"O:{sid}D:P(D;;GA;;;NU)(A;;GA;;;{sid})"
+    return f"O:{sid}D:P(A;;GA;;;{sid})"
 
 
 def folder_sddl(sid: str) -> str:
