@@ -65,15 +65,15 @@ def find_deployment(home: Path | None, environ: Mapping[str, str]) -> Deployment
         program=program,
         environ=pick_environ(environ, has_home=has_home),
         user_home=user_home,
-        user=read_user(environ),
+        user=read_user(environ, sys.platform),
         uid=os.geteuid() if hasattr(os, "geteuid") else 0,
     )
 
 
-def read_user(environ: Mapping[str, str]) -> str:
-    """This user's name, with the domain where Windows has one: a local account may have the same name."""
+def read_user(environ: Mapping[str, str], platform: str) -> str:
+    """This user's name; on Windows with the domain, as a local account may have the same name."""
     name, domain = environ.get("USERNAME") or getpass.getuser(), environ.get("USERDOMAIN")
-    return f"{domain}\\{name}" if domain and sys.platform == "win32" else name
+    return f"{domain}\\{name}" if domain and platform == "win32" else name
 
 
 def open_supervisor(kind: Kind) -> Supervisor:
@@ -102,6 +102,14 @@ def detect_kind(platform: str, ask: Callable[[Sequence[str]], Answered]) -> Kind
     return kind
 
 
+def check_kind(kind: Kind, platform: str) -> Kind:
+    """*kind*, which the user has chosen. Raises KilometersError: it cannot start kmd on *platform*. Pure."""
+    if kind is Kind.KM and platform == "win32":
+        hint = "without --manager the task scheduler does"
+        raise KilometersError("km does not start kmd on Windows", hint=hint)
+    return kind
+
+
 def find_installed(one: Deployment) -> list[Supervisor]:
     """Those whose files are there: at most one, unless somebody has put them there by hand."""
     kinds = dict.fromkeys((native_kind(sys.platform), Kind.KM))
@@ -114,7 +122,7 @@ def install_service(one: Deployment, kind: Kind | None = None) -> Outcome:
     supervisor. *kind* None: whatever this machine has. Raises KilometersError.
     """
     check_config(one)
-    chosen = open_supervisor(kind or detect_kind(sys.platform, run_words))
+    chosen = open_supervisor(check_kind(kind, sys.platform) if kind else detect_kind(sys.platform, run_words))
     plan = chosen.plan_install(one)
     others = [other for other in find_installed(one) if other.kind != chosen.kind]
     pid = holder_pid(one.places.lock_file)

@@ -86,7 +86,9 @@ def refused(words: Sequence[str], answer: Answered) -> KilometersError:
     """The error for a program that ended with another code than 0: its own first line."""
     lines = [line.strip() for line in (answer.err or answer.out).splitlines() if line.strip()]
     said = f": {lines[0]}" if lines else ""
-    hint = "see 'kmctl service logs'; 'kmctl service install --manager km' does without a service manager"
+    hint = "see 'kmctl service logs'"
+    if sys.platform != "win32":
+        hint += "; 'kmctl service install --manager km' does without a service manager"
     return KilometersError(f"'{' '.join(words)}' failed ({answer.code}){said}", hint=hint)
 
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from kmctl.supervisors.by_km import ByKm, render_autostart
-from kmctl.supervisors.lifecycle import detect_kind, open_supervisor
+from kmctl.supervisors.lifecycle import check_kind, detect_kind, open_supervisor, read_user
 from kmctl.supervisors.plan import (
     Answered,
     Deployment,
@@ -228,6 +228,29 @@ def test_who_keeps_kmd_running_here(platform: str, code: int, kind: Kind) -> Non
 
     assert detect_kind(platform, ask) is kind
     assert bool(asked) == (platform not in ("darwin", "win32"))
+
+
+def test_km_cannot_be_chosen_where_it_starts_nothing() -> None:
+    for kind in Kind:
+        assert check_kind(kind, "linux") is kind
+    assert check_kind(Kind.TASK, "win32") is Kind.TASK
+    with pytest.raises(KilometersError, match="not start kmd on Windows") as caught:
+        check_kind(Kind.KM, "win32")
+    assert "task scheduler" in caught.value.hint
+
+
+def test_the_scheduler_never_kills_kmd() -> None:
+    task = open_supervisor(Kind.TASK)
+    assert task.plan_stop(ONE) == ()
+    plans = (*task.plan_install(ONE), *task.plan_remove(ONE), *task.plan_start(ONE))
+    assert [step for step in plans if isinstance(step, Run) and "/End" in step.words] == []
+
+
+def test_a_user_of_windows_has_a_domain() -> None:
+    environ = {"USERNAME": "me", "USERDOMAIN": "OFFICE"}
+    assert read_user(environ, "win32") == "OFFICE\\me"
+    assert read_user(environ, "linux") == "me"
+    assert read_user({"USERNAME": "me"}, "win32") == "me"
 
 
 def test_the_environment_that_goes_along_holds_no_secret_of_a_server() -> None:

@@ -25,6 +25,8 @@ from kmd.shim.windows import calls
 
 WAIT_S = 60.0
 LINES = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"add"}}\n'
+NOW_NS = time.time_ns()
+"""Now, and not long ago: what is old and settled is removed after some days."""
 SESSION = "01890a5d-ac96-774b-bcce-00000000000"
 
 
@@ -50,12 +52,12 @@ def read_status(home: Path) -> dict[str, Any]:
 
 def render_hello(session: str) -> bytes:
     fields = {"protocol": b"1", "session": session.encode(), "name": b"raw", "command": b"cat", "pid": b"77"}
-    body = render_fields({**fields, "started_at_ns": b"1700000000000000000"})
+    body = render_fields({**fields, "started_at_ns": b"%d" % NOW_NS})
     return render_head(HELLO, NO_STREAM, 0, 0, body) + body
 
 
 def render_data(offset: int, data: bytes) -> bytes:
-    return render_head(DATA, 0, offset, 1700000000000000000, data) + data
+    return render_head(DATA, 0, offset, NOW_NS, data) + data
 
 
 @contextmanager
