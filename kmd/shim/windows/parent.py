@@ -167,15 +167,15 @@ def serve(plan: Plan, launch: Launch) -> int:
 
 def relay(plan: Plan, server: Server, ends: dict[int, int]) -> None:
     """Until the server has ended, and what it wrote has crossed."""
-    if 2 not in ends:
-        let_go_of_stderr()
     from kmd.shim.windows.relay import begin  # noqa: PLC0415 - while the server starts
 
     try:
         session, capture = begin(plan, server.pid, ends)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError) as exc:
         terminate_process(server.process, EX_UNABLE)
-        return
+        stop(EX_UNABLE, f"cannot relay: {exc}")
+    if 2 not in ends:
+        let_go_of_stderr()
     server.wait()
     session.wait_for_output()
     session.finish()
