@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# What km is made of on POSIX; the second look, as Windows sees the tree, passes over it.
+POSIX_SHIM := (bulk|detached|first|link|relay|spool|start|starter|strict|tap|terminal|turns|watch)
+
 .PHONY: help install demo test check bench torture soak clean
 help:
 	@echo "make demo    two real MCP servers through km, km-server stopped in between, counts that must agree"
@@ -33,7 +36,7 @@ check: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/mypy --platform win32 --follow-imports=silent --no-warn-unreachable --exclude '^kmd/shim/[a-z_]+\.py$$' kmd kmctl tests/windows
+	@$(BIN)/mypy --platform win32 --follow-imports=silent --no-warn-unreachable --exclude '^kmd/shim/$(POSIX_SHIM)\.py$$' kmd kmctl tests/windows
 	@$(BIN)/lint-imports
 
 bench: $(STAMP)

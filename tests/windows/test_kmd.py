@@ -204,6 +204,22 @@ def test_a_pipe_that_is_there_already_is_refused(tmp_path: Path) -> None:
     assert "another program has this pipe" in done.stderr
 
 
+def test_nothing_is_said_to_a_pipe_of_another_user(tmp_path: Path) -> None:
+    """Squatting: somebody made the pipe before kmd did. The administrators stand in for him."""
+    name = str(find_places(tmp_path / "home", {}).control_socket)
+    try:
+        handle = calls.create_named_pipe(name, calls.Security("O:BAD:P(A;;GA;;;WD)"), 4096, first=True)
+    except OSError as exc:
+        pytest.skip(f"only an administrator may give a pipe away ({exc})")
+    done = run("kmctl", "status", home=tmp_path / "home")
+    assert done.returncode == 3
+    assert "the pipe is another user's; nothing was said to it" in done.stderr
+    overlapped = calls.Overlapped(event=calls.create_event())
+    with pytest.raises(OSError):  # it came, said nothing, and went
+        calls.start_read(handle, ctypes.create_string_buffer(100), overlapped)
+    calls.close_handle(handle)
+
+
 def test_clients_are_wrapped_and_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("APPDATA", "LOCALAPPDATA", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path / name))
