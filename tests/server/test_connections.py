@@ -1,8 +1,10 @@
 """Connections that are slow, stuck, too many or no HTTP at all; and those that are under way when the server ends."""
 
 import json
+import re
 import signal
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -276,3 +278,20 @@ def test_a_request_that_never_ends_does_not_keep_the_server(tmp_path: Path) -> N
     log = running.log.read_text()
     assert "cut_off" in log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("is_rude", [False, True], ids=["closed", "reset"])
+def test_a_sender_that_goes_in_the_middle_of_a_body_is_no_fault_of_ours(file_api: Api, is_rude: bool) -> None:  # noqa: FBT001
+    def count(code: str) -> float:
+        found = re.search(rf'^km_http_refusals_total{{code="{code}"}} (.*)$', file_api.http.get("/metrics").text, re.M)
+        return float(found[1]) if found else 0.0
+
+    before = count("broken_body"), count("internal")
+    url = urlsplit(str(file_api.http.base_url))
+    head = f"POST /api/v1/events/batch HTTP/1.1\r\n{HOST}Authorization: Bearer {file_api.key}\r\n"
+    with socket.create_connection((url.hostname or "", url.port or 0), timeout=WAIT_S) as sock:
+        sock.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 5000\r\n\r\nhalf".encode())
+        if is_rude:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_for(lambda: count("broken_body") > before[0], "the refusal")
+    assert count("internal") == before[1]

@@ -86,7 +86,7 @@ class InflationLimit:
 
 
 async def read_packed(request: web.Request, config: ServerConfig, lease: Lease) -> bytes:
-    """The body as sent. Raises ApiError: 413 too long, 408 not whole in time, 503 too much held at once."""
+    """The body as sent. Raises ApiError: 413 too long, 408 not whole in time, 400 gone, 503 too much held."""
     if (request.content_length or 0) > config.max_body_bytes:
         raise too_large("the body", config.max_body_bytes)
     try:
@@ -100,6 +100,9 @@ async def read_packed(request: web.Request, config: ServerConfig, lease: Lease) 
             hint="send smaller batches",
             headers={"Connection": "close"},
         ) from None
+    except ConnectionError:
+        hint = "send it again"  # for the log and the counters alone: nobody is there to read it
+        raise ApiError(400, "broken_body", "the sender has gone before the end of the body", hint=hint) from None
 
 
 async def collect(request: web.Request, limit_bytes: int, lease: Lease) -> bytes:
