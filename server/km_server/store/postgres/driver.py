@@ -32,6 +32,9 @@ UPKEEP_MS = 600_000
 LOCK_MS = 5_000
 """A lock that takes longer is somebody's long transaction: better to come again."""
 
+STATEMENTS = 3
+"""Of one transaction, that may take as long as a statement may; the others take next to nothing."""
+
 POOL_MAX = 12
 """Connections of one process: two that write and ten for questions."""
 
@@ -138,6 +141,16 @@ class Terms:
         """
         return ACQUIRE_S + self.statement_ms / 1000
 
+    @property
+    def whole_s(self) -> float | None:
+        """
+        How long all of it may take: several statements at their worst. None: upkeep may take what it needs.
+
+        Where PostgreSQL's machine has vanished nobody refuses and nobody answers; the kernel would go on sending for a
+        quarter of an hour, and the tasks that load would wait as long, for a server that has long been replaced.
+        """
+        return None if self.statement_ms >= UPKEEP_MS else self.begin_s + STATEMENTS * self.statement_ms / 1000
+
     def render(self) -> str:
         """The statements that open the transaction, in one round trip."""
         tenant = "" if self.tenant_id is None else int(self.tenant_id)
@@ -157,9 +170,10 @@ async def transaction(pool: Any, terms: Terms) -> AsyncIterator[Any]:
     """A transaction on a connection of its own: committed at the end, rolled back on any exception."""
     async with pool.acquire(timeout=ACQUIRE_S) as connection:
         try:
-            await connection.execute(terms.render(), timeout=terms.begin_s)
-            yield connection
-            await connection.execute("COMMIT")
+            async with asyncio.timeout(terms.whole_s):
+                await connection.execute(terms.render(), timeout=terms.begin_s)
+                yield connection
+                await connection.execute("COMMIT")
         except BaseException as exc:
             await abandon(connection, exc)
             raise
