@@ -117,6 +117,19 @@ def test_bytes_cross_both_ways_and_wait_in_the_spool(tmp_path: Path, data: bytes
     assert parse_fields(records[-1].body)["closed_first"] == b"client"
 
 
+def test_a_call_and_its_answer_have_different_times(tmp_path: Path) -> None:
+    with subprocess.Popen(km(tmp_path, *python(ECHO)), stdin=-1, stdout=-1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for _ in range(20):
+            process.stdin.write(b"call")
+            process.stdin.flush()
+            assert process.stdout.read(4) == b"CALL"
+        process.communicate(timeout=WAIT_S)
+    kept = [at_ns for record in spooled(tmp_path) if record.type == RUN for _, _, _, at_ns in parse_run(record.body)]
+    assert len(set(kept)) == len(kept) == 40
+
+
 def test_stderr_is_the_clients_own_and_can_be_captured(tmp_path: Path) -> None:
     code = "import msvcrt, os; os.write(2, b'%d' % msvcrt.get_osfhandle(2)); os.write(2, b'said')"
     assert run(km(tmp_path, *python(code))).stderr.endswith(b"said")
