@@ -112,10 +112,11 @@ async def test_a_killed_relay_is_named_and_a_living_one_is_not(tmp_path: Path) -
             await connect(sessions, process.pid)
             await watch.look()
             assert outbox.read_ends(0, 10) == []
-            kill_unseen(process)
             left_at_ns = sessions.left_at_ns[ME]
             async with sessions.enter(SessionStart(ME, "s", "c", 1, 5, process.pid)):
-                await watch.look()  # connected: whatever its process is, it is there
+                assert sessions.left_at_ns == {}
+                kill_unseen(process)
+                await watch.look()  # what it sent last is still being taken in
                 assert outbox.read_ends(0, 10) == []
             await connect(sessions, 0)  # of this one nobody knows
             await watch.look()
@@ -167,6 +168,7 @@ async def test_a_spool_without_an_end_ends_with_it_unless_there_was_one(tmp_path
         await watch.look()
         assert outbox.read_ends(0, 10) == []  # there is more to come
         assert await adopt_spools(spool.parent, sessions) == 1
+        assert sessions.left_at_ns == {}
         (end,) = outbox.read_ends(0, 10)
         assert (end.ended_at_ns, end.closed_first) == (7_000, "relay")
         async with sessions.enter(SessionStart(ME, "s", "c", 1, 5)) as (_, known):

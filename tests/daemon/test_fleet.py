@@ -22,7 +22,8 @@ def config(*urls: str) -> Config:
 
 def fill(outbox: Outbox, events: int) -> None:
     session_id = outbox.open_session(START).session_id
-    outbox.commit([Intake(session_id, list(map(message, range(events))), {Stream.TO_SERVER: events})])
+    messages = list(map(message, range(events)))
+    outbox.commit([Intake(session_id, messages, {Stream.TO_SERVER: events}, ended_at_ns=outbox.last_end_seq)])
 
 
 @pytest.mark.trio
@@ -36,13 +37,13 @@ async def test_while_the_configuration_is_read_again_nothing_unsettled_seems_set
 
             async def watch() -> None:
                 while True:
-                    seen.add((fleet.lowest_cursor, len(fleet.loops)))
+                    seen.add((fleet.lowest_cursor, fleet.told_end_seq, len(fleet.loops)))
                     await trio.lowlevel.checkpoint()
 
             nursery.start_soon(watch)
             for _ in range(20):
                 await fleet.apply(config(server.url))
-            assert seen == {(0, 1)}
+            assert seen == {(0, 0, 1)}
             nursery.cancel_scope.cancel()
 
 
@@ -73,4 +74,4 @@ async def test_without_a_destination_nothing_is_pending(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             fleet = Fleet(outbox, trio.CapacityLimiter(1), Sender("test", "host"), nursery)
             await fleet.apply(config())
-            assert (fleet.lowest_cursor, fleet.loops) == (5, [])
+            assert (fleet.lowest_cursor, fleet.told_end_seq, fleet.loops) == (5, 1, [])
