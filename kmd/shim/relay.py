@@ -8,9 +8,11 @@ stop or delay the traffic.
 """
 
 import _signal
+import _socket
 import gc
 import os
 import select
+import stat
 import sys
 import time
 from _thread import allocate_lock, start_new_thread
@@ -166,6 +168,7 @@ class Session:
         finally:
             if self._watch is not None:
                 self._watch.end(far)
+            end_writing(far)
             os.close(far)
             os.close(near)
             self._end(b"" if stream == STDERR else closed_by)
@@ -234,6 +237,18 @@ class Session:
         """Block until both directions have ended: whatever becomes of the capture, the traffic comes first."""
         with self._done:
             pass
+
+
+def end_writing(fd: int) -> None:
+    """Have the other side of a socket see the end, also where the other direction holds the same socket open."""
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        sock = _socket.socket(fileno=fd)
+        try:
+            sock.shutdown(_socket.SHUT_WR)
+        except OSError:
+            pass  # it has gone
+        finally:
+            sock.detach()
 
 
 def open_watch() -> Watch | None:

@@ -176,9 +176,10 @@ def open_channels(plan: Plan) -> Channels:
     """
     channels: Channels = {}
     try:
-        for target in (0, 1):
-            channels[target] = open_channel(target, server_reads=target == 0)
-        plan.is_one_output = is_one_output()
+        channels[0] = server_end, relay_end = open_channel(0, server_reads=True)
+        is_one_socket = is_one_file(0, 1) and stat.S_ISSOCK(os.fstat(0).st_mode)
+        channels[1] = (os.dup(server_end), os.dup(relay_end)) if is_one_socket else open_channel(1, server_reads=False)
+        plan.is_one_output = is_one_file(1, 2)
         if plan.stderr and plan.has_stderr and not plan.is_one_output:
             channels[2] = open_channel(2, server_reads=False)
     except OSError:
@@ -196,10 +197,10 @@ def is_open(fd: int) -> bool:
     return True
 
 
-def is_one_output() -> bool:
-    """Whether stdout and stderr are one pipe, socket or file, whose words have an order. A terminal may stay one."""
-    output = os.fstat(1)
-    return is_open(2) and os.path.samestat(output, os.fstat(2)) and not stat.S_ISCHR(output.st_mode)
+def is_one_file(one: int, other: int) -> bool:
+    """Whether these are one pipe, socket or file. A terminal does not count: it may stay the server's."""
+    about = os.fstat(one)
+    return is_open(other) and os.path.samestat(about, os.fstat(other)) and not stat.S_ISCHR(about.st_mode)
 
 
 def close_all(fds: tuple[int, ...]) -> None:
@@ -379,10 +380,7 @@ def become(command: list[str], environ: Environ) -> None:
             fail(EX_CANNOT_EXECUTE, "cannot execute: the command or environment holds a NUL character")
     if denied:
         fail(EX_CANNOT_EXECUTE, f"cannot execute {command[0]!r}: permission denied (is it executable?)")
-    fail(
-        EX_NOT_FOUND,
-        f"command not found: {command[0]!r} (check the spelling and PATH, or give its full path)",
-    )
+    fail(EX_NOT_FOUND, f"command not found: {command[0]!r} (check the spelling and PATH, or give its full path)")
 
 
 def execute(path: bytes, argv: list[bytes], environ: Environ) -> None:

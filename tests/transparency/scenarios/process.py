@@ -5,10 +5,11 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from tests.transparency.client import Client, Record
+from tests.transparency.client import WAIT_S, Client, Record
 from tests.transparency.stage import Stage, cases, scenario
 
 F_SETPIPE_SZ = 1031
@@ -183,10 +184,48 @@ def one_socket_for_both(stage: Stage) -> Record:
         ours.settimeout(10)
         ours.sendall(b"request\n")
         ours.shutdown(socket.SHUT_WR)
-        parts = []
-        while part := ours.recv(4096):
-            parts.append(part)
-        return {"seen": b"".join(parts), **client.finish()}
+        return {"seen": receive_all(ours), **client.finish()}
+
+
+ON_ONE_SOCKET: dict[str, str] = {
+    "server_says_no_more": "os.write(1, b'bye'); s = socket.socket(fileno=1); s.shutdown(1); note(os.read(0, 9))",
+    "server_lets_one_of_two_go": "os.close(1); note(os.read(0, 9)); os.write(0, b'by the other')",
+    "server_uses_each_for_both": "os.write(0, b'by the other'); note(os.read(1, 9))",
+    "all_three": "os.write(2, b'first '); os.write(1, b'then'); note(os.read(0, 9))",
+}
+
+
+@cases(**{f"{kind}_{name}": (kind, name) for kind in ("unix", "tcp") for name in ON_ONE_SOCKET})
+def one_socket(stage: Stage, case: tuple[str, str]) -> Record:
+    """As sshd and inetd give it: two descriptors, one socket, and each side may say that it has said all."""
+    kind, name = case
+    ours, theirs = socket.socketpair() if kind == "unix" else connect_tcp()
+    ours.settimeout(WAIT_S)
+    told_by, tells = os.pipe()
+    code = f"import os, socket\nnote = lambda data: os.write({tells}, data)\n{ON_ONE_SOCKET[name]}"
+    with theirs:
+        errors = theirs if name == "all_three" else subprocess.PIPE
+        words = [sys.executable, "-I", "-S", "-c", code]
+        client = stage.start(words, stdin=theirs, stdout=theirs, stderr=errors, pass_fds=(tells,))
+    os.close(tells)
+    with ours, os.fdopen(told_by, "rb") as notes:
+        before = receive_all(ours) if name == "server_says_no_more" else b""
+        ours.sendall(b"question")
+        return {"notes": notes.read(), "before": before, "after": receive_all(ours), **client.finish()}
+
+
+def connect_tcp() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        return ours, listener.accept()[0]
+
+
+def receive_all(sock: socket.socket) -> bytes:
+    """Up to the end that the other side has set."""
+    parts = []
+    while part := sock.recv(4096):
+        parts.append(part)
+    return b"".join(parts)
 
 
 @scenario
