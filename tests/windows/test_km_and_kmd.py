@@ -11,7 +11,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from tests.windows.test_km import ECHO, WAIT_S, km, python, wait_for
+from tests.windows.test_km import ECHO, WAIT_S, km, python, spooled, streams_of, wait_for
 from tests.windows.test_kmd import read_status, running_kmd
 
 CALL = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"add"}}\n'
@@ -56,6 +56,24 @@ def test_what_was_said_without_kmd_is_taken_in_later(tmp_path: Path) -> None:
     assert len(list((home / "spool").iterdir())) == 1
     with running_kmd(home):
         has_all(home, 40)
+
+
+def test_what_was_said_without_kmd_outlives_a_km_that_is_killed(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with subprocess.Popen(km(home, *python(ECHO)), stdin=-1, stdout=-1) as process:
+        talk(process, range(20))
+        wait_for(lambda: length_kept(home) == 2 * sum(len(CALL % number) for number in range(20)), "the spool")
+        process.kill()
+    with running_kmd(home):
+        wait_for(lambda: read_status(home)["outbox"]["last_seq"] == 40, "the spool to be taken in")
+
+
+def length_kept(home: Path) -> int:
+    """How many bytes of both directions are in the only spool."""
+    try:
+        return sum(len(data) for data in streams_of(spooled(home)))
+    except (OSError, ValueError):  # not there yet
+        return 0
 
 
 def test_an_idle_session_is_known_to_the_next_kmd(tmp_path: Path) -> None:

@@ -40,10 +40,20 @@ READ_BYTES = 4096
 
 
 class PipeTap(Tap):
-    """Wakes its link by an event instead of a byte."""
+    """
+    Wakes its link by an event instead of a byte.
+
+    Its process is the very one that a client ends, and nothing can be done about being ended (TerminateProcess). So
+    while kmd is away what is held does not stay in memory until it is much, as it may in a relay of its own.
+    """
 
     def wake(self) -> None:
         set_event(self._wake_fd)
+
+    def put_aside(self) -> None:
+        """Everything that is held goes to the spool, from which the next connection is served first."""
+        with self._lock:
+            self._spill()
 
 
 class PipeConnection:
@@ -121,9 +131,10 @@ class PipeConnection:
 class PipeLink(Link):
     """Meets kmd at its pipe, if the pipe is this user's. wake: the event that PipeTap sets."""
 
-    def __init__(self, tap: Tap, spool: Spool, ending: Ending, hello: bytes, meeting: str, wake: int) -> None:
+    def __init__(self, tap: PipeTap, spool: Spool, ending: Ending, hello: bytes, meeting: str, wake: int) -> None:
         """Raises OSError, or ValueError when there is no pipe for such a meeting place."""
         super().__init__(tap, spool, ending, hello, meeting, wake)
+        self._pipe_tap = tap
         self._pipe = pipe_name(meeting, RELAY)
         self._user = current_user_sid()
         self._events = create_event(), create_event()
@@ -131,6 +142,10 @@ class PipeLink(Link):
 
     def _start_kmd(self) -> None:
         """kmd is started by the task scheduler here, not by km."""
+
+    def _wait_away(self, duration_s: float) -> None:
+        super()._wait_away(duration_s)
+        self._pipe_tap.put_aside()
 
     def _open(self) -> PipeConnection | None:  # type: ignore[override]
         """Anybody may have made a pipe of this name: nothing is said to one that is another user's."""
