@@ -155,6 +155,6 @@ def judge_failure(exc: BaseException, url: str) -> ServerUnreachable:
             case UnicodeError():
                 return ServerUnreachable(f"{url}: no such host", hint="check the name")
             case OSError(errno=errno.ECONNREFUSED):
-                hint = "is km-server running there? 'km-server serve' starts one"
+                hint = "is km-server running there? 'km-server serve' starts one ('--host 0.0.0.0' for other machines)"
                 return ServerUnreachable(f"{url}: connection refused", hint=hint)
     return ServerUnreachable(f"{url}: the connection failed ({type(exc).__name__})", hint=LATER)
