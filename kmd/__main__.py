@@ -13,6 +13,7 @@ from kmd.errors import KilometersError, OutboxCorrupt
 from kmd.keys import resolve_keys
 from kmd.logs import configure_logs, redirect_stderr
 from kmd.paths import find_places
+from kmd.shim.scheduling import LONG_NS, set_turns
 
 
 @click.command(epilog="Example: kmd --home ~/km-test")
@@ -30,6 +31,7 @@ def main(home: Path | None, log_file: Path | None) -> None:
         config, problems = resolve_keys(load_config(places.config_file, os.environ), places.config_file)
         configure_logs(config.log_level)
         warn_of_keys(problems)
+        set_turns(LONG_NS)
         try:
             trio.run(run_daemon, places, config, dict(os.environ))
         except* OutboxCorrupt:  # found while running: the next start checks the file and repairs it

@@ -21,7 +21,7 @@ from kmd.record import STDERR, TO_CLIENT, TO_SERVER
 from kmd.shim.bulk import CHUNK_BYTES, Tee, are_plain_pipes, load_tee
 from kmd.shim.hello import describe, meeting_dir, new_session_id
 from kmd.shim.link import Ending, Link
-from kmd.shim.scheduling import shorten_turns
+from kmd.shim.scheduling import SHORT_NS, set_turns
 from kmd.shim.spool import Spool
 from kmd.shim.start import Plan
 from kmd.shim.tap import LARGE_BYTES, Tap
@@ -87,7 +87,7 @@ def run(plan: Plan, server_pid: int, ends: dict[int, int], errors_fd: int, ready
         if without_thread is not None:
             session.pump(*without_thread)  # the link, which has this thread, comes after it
         session.load_tee()
-        shorten_turns()
+        set_turns(SHORT_NS)
         Link(tap, spool, ending, hello, meeting, wake_in).run()
     except Exception:  # noqa: BLE001, S110 - no fault of the capture may end the traffic
         pass
