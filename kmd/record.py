@@ -67,10 +67,13 @@ class Record:
         self.body = body
 
 
-def render_head(type: int, stream: int, offset: int, at_ns: int, body: bytes) -> bytes:  # noqa: A002
-    """The header that goes before *body*; apart from it, so that a chunk need not be copied to be written."""
-    head = _HEADER.pack(type, stream, CRC_OF_ALL, len(body), offset, at_ns)
-    return head + _CRC.pack(zlib.crc32(body, zlib.crc32(head)))
+def render_head(type: int, stream: int, offset: int, at_ns: int, *body: bytes) -> bytes:  # noqa: A002
+    """The header that goes before the parts of *body*; apart from them, so that nothing is copied to be written."""
+    head = _HEADER.pack(type, stream, CRC_OF_ALL, sum(map(len, body)), offset, at_ns)
+    crc = zlib.crc32(head)
+    for part in body:
+        crc = zlib.crc32(part, crc)
+    return head + _CRC.pack(crc)
 
 
 def render_light_head(type: int, stream: int, offset: int, at_ns: int, length: int) -> bytes:  # noqa: A002

@@ -5,7 +5,7 @@ No socket, no file, no lock: the tap decides when, this knows what is where and 
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from kmd.record import STREAMS, render_head, render_light_head
 
@@ -56,8 +56,17 @@ class Entry:
 
     def for_file(self) -> list[bytes]:
         """What is spooled; a CRC over everything."""
-        body = b"".join(self.parts)
-        return [render_head(self.type, self.stream, self.offset, self.at_ns, body), body]
+        return [render_head(self.type, self.stream, self.offset, self.at_ns, *self.parts), *self.parts]
+
+
+def left_of(parts: Sequence[bytes | memoryview], size: int) -> list[bytes | memoryview]:
+    """What is left of *parts* without their first *size* bytes. Nothing is copied: fresh memory is dear."""
+    left = list(parts)
+    while left and size >= len(left[0]):
+        size -= len(left.pop(0))
+    if size:
+        left[0] = memoryview(left[0])[size:]
+    return left
 
 
 class Held:

@@ -33,7 +33,7 @@ from kmd.record import (
     render_run,
 )
 from kmd.shim.bulk import RUN_MAX_CHUNKS, Bulk, Chunk, Piece, Segment, split_window
-from kmd.shim.held import CHUNK_OVERHEAD_BYTES, NEVER, Entry, Held
+from kmd.shim.held import CHUNK_OVERHEAD_BYTES, NEVER, Entry, Held, left_of
 from kmd.shim.spool import FREE_MIN_BYTES, Spool, read_exactly
 
 LARGE_BYTES = 16 << 10
@@ -79,7 +79,7 @@ class Tap:
         self._is_direct = False
         self._reader = RecordReader()
         self._held = Held()
-        self._rest = memoryview(b"")
+        self._rest: list[bytes | memoryview] = []  # of a record that went only in part
         self._next = [0] * STREAMS
         self._bulks = tuple(Bulk() for _ in range(STREAMS))
         self._inbox: deque[Chunk | Piece] = deque()
@@ -166,7 +166,7 @@ class Tap:
         with self._lock:
             self.durable = durable
             self._held.rewind(durable)
-            self._rest = memoryview(b"")
+            self._rest = []
             self._reader = RecordReader()
             self._socket = sock
             self._is_direct = False
@@ -197,8 +197,8 @@ class Tap:
                 return False
             try:
                 if self._rest:
-                    sent = self._socket.send(self._rest, DONTWAIT)
-                    self._rest = self._rest[sent:]
+                    sent = self._socket.sendmsg(self._rest, (), DONTWAIT)
+                    self._rest = left_of(self._rest, sent)
                 else:
                     sent = self._socket.send(self._spool.read(length), DONTWAIT)
                     self._spool.position += sent
@@ -349,13 +349,8 @@ class Tap:
             return
         try:
             while (entry := self._held.next_unsent) is not None:
-                if self._rest:
-                    self._rest = self._rest[sock.send(self._rest, DONTWAIT) :]
-                else:
-                    parts = entry.for_socket()
-                    sent = sock.sendmsg(parts, (), DONTWAIT)
-                    if sent < len(parts[0]) + entry.size_bytes:
-                        self._rest = memoryview(b"".join(parts))[sent:]
+                parts = self._rest or entry.for_socket()
+                self._rest = left_of(parts, sock.sendmsg(parts, (), DONTWAIT))
                 if not self._rest:
                     self._held.mark_sent()
         except BlockingIOError:
@@ -392,7 +387,7 @@ class Tap:
                 self._spool.discard()
 
     def _drop(self) -> None:
-        self._rest = memoryview(b"")
+        self._rest = []
         self._is_direct = False
         if self._socket is not None:
             self._socket.close()
