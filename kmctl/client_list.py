@@ -59,8 +59,8 @@ def describe_row(found: Found, entry: Entry) -> dict[str, object]:
         "server": entry.name,
         "transport": entry.transport,
         "wrapped": entry.wrapped is not None,
-        "wrappable": entry.slot is not None and not entry.problem,
-        "reason": entry.problem or None,
+        "wrappable": entry.slot is not None and not entry.reason,
+        "reason": entry.reason or None,
         "path": str(found.source.file),
         "shared": found.source.shared,
     }

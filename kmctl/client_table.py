@@ -35,4 +35,4 @@ def mark_of(entry: Entry) -> Cell:
     """Whether km is in front of a server, or could be."""
     if entry.wrapped:
         return Cell("wrapped", "green")
-    return Cell("not wrapped", "yellow") if entry.slot and not entry.problem else Cell("left alone", "dim")
+    return Cell("not wrapped", "yellow") if entry.slot and not entry.reason else Cell("left alone", "dim")

@@ -5,8 +5,8 @@ import sys
 
 import click
 
-from kmctl.diagnosis.finding import Finding, describe_findings, is_healthy, render_findings
-from kmctl.options import chosen_home, current_places, home_option, json_option
+from kmctl.diagnosis.finding import Finding, describe_findings, is_healthy, name_home, render_findings
+from kmctl.options import chosen_home, current_places, home_flag, home_option, json_option
 from kmctl.screen import print_json
 
 DEGRADED = 4
@@ -59,7 +59,7 @@ def examine(*, start: bool, ask: bool) -> list[Finding]:
     findings += more
     if start:
         findings += check_servers(servers, os.environ, tell)
-    return findings
+    return [name_home(one, home_flag()) for one in findings]
 
 
 def tell(label: str) -> None:

@@ -65,8 +65,8 @@ def uninstall(
             confirm(question)
         shown = len(work.problems)
         finish(work, places.state_dir, [state / FOLDER for state in states[1:]])
-        if scope.everything and not work.problems:
-            forget_rest(states, work)
+        if not work.problems:
+            forget_rest(states, work, scope)
         if not as_json:
             show_written(work, machine.home, shown)
     removed, trouble = end_service(work, deployment if has_service and not dry_run else None)

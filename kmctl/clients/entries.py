@@ -19,7 +19,7 @@ from kmctl.clients.tree import (
     check_own_duplicates,
     end_of_line,
 )
-from kmctl.clients.words import Wrapped, read_wrapped
+from kmctl.clients.words import Wrapped, find_obstacle, read_wrapped
 
 KeyPath = tuple[str, ...]
 """Keys that lead to the servers; `*` stands for any key."""
@@ -64,6 +64,11 @@ class Entry:
     def wrapped(self) -> Wrapped | None:
         """How km stands in front of it, None when it does not."""
         return read_wrapped(self.words)
+
+    @property
+    def reason(self) -> str:
+        """Why km is not put in front of it, empty when it can be, or is."""
+        return self.problem or find_obstacle(self.words)
 
     @property
     def has_own_path(self) -> bool:

@@ -39,6 +39,8 @@ def read_file(path: Path) -> Snapshot:
     """Read a regular file, through symbolic links. Raises FileRefused."""
     try:
         real = Path(os.path.realpath(path, strict=True))
+        if real.is_dir():  # fdopen refuses it as if it were a matter of rights
+            raise FileRefused(f"{path}: is no regular file")
         descriptor = os.open(real, os.O_RDONLY | NO_LINKS | NO_WAIT | BINARY)
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)

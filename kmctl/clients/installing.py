@@ -45,7 +45,7 @@ def plan_work(machine: Machine, places: Places, scope: Scope, launcher: Launcher
     chosen = [BY_ID[name] for name in scope.clients]
     sources = find_sources(machine, chosen or CLIENTS)
     surveyed = survey(sources)
-    find = make_find(machine.environ, sys.prefix, sys.base_prefix)
+    find = make_find(machine.environ, machine.home, sys.prefix, sys.base_prefix)
     records = load_undos(find_states(surveyed[0], places, machine.environ))
     now = time_stamp()
 

@@ -6,17 +6,29 @@ type, its name. Words may hold secrets too; what looks like one is masked, and w
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from kmctl.clients.entries import Entry
 from kmctl.clients.tree import Document, Edit, Format, Kind, Node, Raw, apply_edits
 
 MASK = "***"
+SHOWN_MAX_CHARS = 2
+"""Values of variables up to this length are no secrets, and would hide half of every text: `1`, `en`."""
+WHOLE_MAX_CHARS = 7
+"""Up to this length a value is masked only where it stands alone: `info` is in `information`."""
 SHOWN_KEYS = frozenset({"type", "transport", "cwd", "name", "source"})
 WORD_KEYS = frozenset({"command", "cmd", "args", "path"})
-SENSITIVE = r"(?:key|token|secret|passw|pwd|auth|credential|cookie|bearer|session|signature|private|dsn|conn)"
-SECRET_FLAG = re.compile(rf"--?[\w.-]*{SENSITIVE}[\w.-]*|-p|-H|--header|-u|--user", re.IGNORECASE)
+SENSITIVE = r"(?:key|token|secret|pass|pwd|auth|credential|cookie|bearer|session|signature|private|dsn|conn)"
+SECRET_FLAG = re.compile(
+    rf"--?[\w.-]*{SENSITIVE}[\w.-]*|-p|-H|--headers?|-u|--user|-k|--(?:access|license|login|mnemonic|pat|phrase|pin|webhook)",
+    re.IGNORECASE,
+)
 ENV_FLAG = re.compile(r"-e|--env|--set-env")
+JOINED = re.compile(r"(-e\s?\w+=|--(?:set-)?env=\w+=|-H|--headers?=)(.+)", re.DOTALL)
+"""A variable or header in one word with its flag."""
+OBJECT = re.compile(r"\s*[{\[].*[:,].*", re.DOTALL)
+"""A configuration as one word: what is a secret in it, its own program knows."""
+SCHEME = re.compile(r"\b(Basic|Bearer) +\S+", re.IGNORECASE)
 ASSIGNED = re.compile(rf"(?i)([\w.-]*{SENSITIVE}[\w.-]*\s*[=:]\s*)(\S.*)")
 SET_VARIABLE = re.compile(r"\b([A-Z][A-Z0-9_]*=)(\S+)")
 CREDENTIALS = re.compile(r"(\w[\w+.-]*://)[^/@\s]*@")
@@ -39,12 +51,36 @@ def mask_word(word: str, before: str) -> str:
         return MASK
     if ENV_FLAG.fullmatch(before) and "=" in word:
         return word.partition("=")[0] + "=" + MASK
+    if OBJECT.fullmatch(word):
+        return MASK
+    if joined := JOINED.fullmatch(word):
+        return joined.group(1) + MASK
     word = CREDENTIALS.sub(rf"\1{MASK}@", word)
+    word = SCHEME.sub(rf"\1 {MASK}", word)
     word = ASSIGNED.sub(rf"\1{MASK}", word)
     word = SET_VARIABLE.sub(rf"\1{MASK}", word)
     word = QUERY.sub(rf"\1{MASK}", word)
     word = KNOWN.sub(MASK, word)
     return LONG.sub(lambda found: found.group() if is_name(found.group()) else MASK, word)
+
+
+def find_secrets(words: Sequence[str], environ: Mapping[str, str]) -> frozenset[str]:
+    """What a server was given and may not be shown when it repeats it: its variables' values, secrets in its words."""
+    found = set(environ.values())
+    for before, word in zip(["", *words], words, strict=False):
+        if (masked := mask_word(word, before)) != word:
+            head, _, rest = masked.partition(MASK)
+            tail = rest.rpartition(MASK)[2]
+            found.add(word[len(head) : len(word) - len(tail)])
+    return frozenset(value for value in found if len(value) > SHOWN_MAX_CHARS)
+
+
+def hide_secrets(text: str, secrets: frozenset[str]) -> str:
+    """*text* with *secrets* masked, and with what is known to be a secret by its look."""
+    for value in sorted(secrets, key=len, reverse=True):
+        pattern = re.escape(value)
+        text = re.sub(pattern if len(value) > WHOLE_MAX_CHARS else rf"(?<!\w){pattern}(?!\w)", MASK, text)
+    return KNOWN.sub(MASK, CREDENTIALS.sub(rf"\1{MASK}@", text))
 
 
 def is_name(text: str) -> bool:

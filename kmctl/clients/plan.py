@@ -90,14 +90,15 @@ def plan_install(
     wrapped are unwrapped first. Raises: NotUnderstood.
     """
     entries = [entry for entry in find_entries(document, source.keys) if chosen(entry)]
-    left = [(entry.name, entry.problem) for entry in entries if entry.problem]
+    left = [(entry.name, entry.reason) for entry in entries if entry.reason]
     stale = [entry for entry in entries if (old := entry.wrapped) and not old.is_current(launcher)]
     kept = {entry.path: old for entry in stale if (old := entry.wrapped)}
     bare = unwrap_entries(source, document, stale, records)[0] if stale else document
     todo = [
         entry
         for entry in find_entries(bare, source.keys)
-        if chosen(entry) and entry.slot and not entry.problem and entry.wrapped is None
+        if chosen(entry) and entry.slot and entry.wrapped is None
+        if not entry.problem and (entry.path in kept or not entry.reason)
     ]
     edits: list[Edit] = []
     words: dict[Path_, Words] = {}

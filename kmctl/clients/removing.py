@@ -10,7 +10,8 @@ from kmctl.clients.run import Work, prepare
 from kmctl.clients.sources import Machine, find_sources
 from kmctl.clients.survey import Found, find_states, survey
 from kmctl.clients.table import BY_ID, CLIENTS
-from kmctl.clients.undo_store import FOLDER, drop_undo, hold_lock, load_undos
+from kmctl.clients.undo import Undo
+from kmctl.clients.undo_store import FOLDER, drop_undo, hold_lock, load_undos, retire_undo
 from kmd.paths import Places
 
 
@@ -42,16 +43,25 @@ def plan_removal(sources: Sequence[Source], states: Sequence[Path], scope: Scope
     return prepare(survey(sources), plan)
 
 
-def forget_rest(states: Sequence[Path], work: Work) -> None:
+def forget_rest(states: Sequence[Path], work: Work, scope: Scope) -> None:
     """
-    Drop the records of files in which everything was put back: of servers that were deleted in between, and doubles.
+    Settle the records of files in which everything was put back, also of servers that a person deleted or unwrapped.
+
+    They are dropped when nothing is wrapped any more, else kept for copies only.
 
     Records of files that are not there now stay: a disk may come back. Raises: FileRefused when another run is at work.
     """
     done = {os.path.realpath(plan.source.file) for plan, _ in work.plans}
-    rest = [undo for undo in load_undos(states) if os.path.realpath(undo.file) in done]
+    settle = drop_undo if scope.everything else retire_undo
+    rest = [undo for undo in load_undos(states, retired=scope.everything) if covers(scope, undo)]
+    rest = [undo for undo in rest if os.path.realpath(undo.file) in done]
     if rest:
         with hold_lock(states[0]):
             for undo in rest:
                 for state in states:
-                    drop_undo(state / FOLDER, undo)
+                    settle(state / FOLDER, undo)
+
+
+def covers(scope: Scope, undo: Undo) -> bool:
+    """Whether the server that a record was made of is meant."""
+    return scope.includes(undo.name) and (not scope.clients or undo.client in scope.clients)

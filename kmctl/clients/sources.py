@@ -15,7 +15,7 @@ from pathlib import Path
 from kmctl.clients.formats import format_of
 from kmctl.clients.plan import Source
 from kmctl.clients.table import CLIENTS, Client, Platform
-from kmctl.clients.words import PYTHON, Find
+from kmctl.clients.words import AT_HOME, PYTHON, Find
 
 PLATFORMS = {"darwin": Platform.MACOS, "win32": Platform.WINDOWS}
 
@@ -107,9 +107,9 @@ def find_files(roots: Mapping[str, Sequence[Path]], place: str) -> Iterator[Path
         yield from (file for file in files if os.path.exists(file))  # noqa: PTH110 - False, not an error, without rights
 
 
-def make_find(environ: Mapping[str, str], prefix: str, base_prefix: str) -> Find:
+def make_find(environ: Mapping[str, str], home: Path, prefix: str, base_prefix: str) -> Find:
     """
-    Looks commands up on PATH.
+    Looks commands up on PATH, and those that begin with `~/` below *home*.
 
     In an active virtual environment (VIRTUAL_ENV, or our own when *prefix* is not *base_prefix*) a name may mean
     something else than in the client: such a name is not resolved when there is one outside too, or when it is Python.
@@ -120,6 +120,9 @@ def make_find(environ: Mapping[str, str], prefix: str, base_prefix: str) -> Find
     outside = [folder for folder in folders if os.path.realpath(folder) not in inside]
 
     def find(name: str) -> str | None:
+        if name.startswith(AT_HOME):
+            path = home / name.removeprefix(AT_HOME)
+            return str(path) if path.is_file() else None
         first = shutil.which(name, path=os.pathsep.join(folders)) if folders else None
         if first is None or os.path.realpath(Path(first).parent) not in inside:
             return first

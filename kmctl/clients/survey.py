@@ -10,7 +10,7 @@ from kmctl.clients.files import FileRefused, Snapshot, read_file, replace_file
 from kmctl.clients.formats import parse_document
 from kmctl.clients.plan import Action, FilePlan, Source
 from kmctl.clients.tree import Document, NotUnderstood
-from kmctl.clients.undo_store import drop_undo, save_undo
+from kmctl.clients.undo_store import retire_undo, save_undo
 from kmd.paths import Places, find_places
 
 
@@ -77,7 +77,7 @@ def explain(source: Source, exc: NotUnderstood) -> Problem:
 
 def carry_out(plan: FilePlan, snapshot: Snapshot, folders: Sequence[Path], stamp: str) -> Path:
     """
-    Replace a file as planned: undo records first, then the file, then records that are not needed any more.
+    Replace a file as planned: undo records first, then the file; then records that only copies may need are set aside.
 
     folders: where records are kept; new ones go to the first. Returns: the backup.
     Raises: FileRefused; the file is as it was then.
@@ -93,7 +93,7 @@ def carry_out(plan: FilePlan, snapshot: Snapshot, folders: Sequence[Path], stamp
     for change in plan.changes:
         if change.action is Action.UNWRAP and change.undo is not None:
             for folder in folders:
-                drop_undo(folder, change.undo)
+                retire_undo(folder, change.undo)
     return backup
 
 

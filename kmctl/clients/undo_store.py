@@ -7,7 +7,7 @@ a record too many, never one too few. The same folder holds the lock that keeps 
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kmctl.clients.files import DRAFT_SUFFIX, FileRefused, sync_folder, write_synced
@@ -17,6 +17,8 @@ from kmd.private_dir import make_dir
 
 FOLDER = "undo"
 SUFFIX = ".json"
+RETIRED_SUFFIX = ".done"
+"""Of a record whose server was put back while others stay wrapped: someone may have copied the wrapped server."""
 LOCK = "lock"
 
 
@@ -50,19 +52,27 @@ def save_undo(folder: Path, undo: Undo) -> None:
     sync_folder(folder)
 
 
-def load_undos(state_dirs: Sequence[Path]) -> list[Undo]:
-    """All records that can be read, oldest first."""
-    found: list[Undo] = []
-    for state_dir in state_dirs:
-        for path in (state_dir / FOLDER).glob(f"*{SUFFIX}"):
-            try:
-                undo = parse_undo(path.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError):
-                continue
-            found += [undo] if undo else []
-    return sorted(found, key=lambda undo: undo.made_at)
+def load_undos(state_dirs: Sequence[Path], *, retired: bool = True) -> list[Undo]:
+    """All records that can be read, oldest first. retired: those of servers that were put back, too."""
+    suffixes = (SUFFIX, RETIRED_SUFFIX) if retired else (SUFFIX,)
+    found: dict[str, Undo] = {}
+    for path in (path for one in state_dirs for suffix in suffixes for path in (one / FOLDER).glob(f"*{suffix}")):
+        try:
+            undo = parse_undo(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            continue
+        if undo:
+            found.setdefault(undo.key(), undo)
+    return sorted(found.values(), key=lambda undo: undo.made_at)
+
+
+def retire_undo(folder: Path, undo: Undo) -> None:
+    """Keep a record, if it is in *folder*, only for copies of its server."""
+    with suppress(FileNotFoundError):
+        (folder / f"{undo.key()}{SUFFIX}").replace(folder / f"{undo.key()}{RETIRED_SUFFIX}")
 
 
 def drop_undo(folder: Path, undo: Undo) -> None:
     """Forget a record, if it is kept in *folder*."""
-    (folder / f"{undo.key()}{SUFFIX}").unlink(missing_ok=True)
+    for suffix in (SUFFIX, RETIRED_SUFFIX):
+        (folder / f"{undo.key()}{suffix}").unlink(missing_ok=True)

@@ -16,6 +16,9 @@ KM = re.compile(r"(?:^|[/\\])km(?:\.exe)?$", re.IGNORECASE)
 VALUE_OPTIONS = ("--name", "--home")
 FLAG_OPTIONS = ("--stderr", "--strict")
 BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*")
+COMMAND_LINE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*\s+\S")
+"""`npx -y server`: some clients hand it to a shell, which km is none of."""
+AT_HOME = "~/"
 PYTHON = re.compile(r"(?:python|pythonw|py|pip)[0-9.]*")
 """Commands that mean another program in each environment: they stay as they are written."""
 
@@ -23,7 +26,11 @@ NAME_MAX = 200
 """Characters of a server's name that go into the words; status and tables show fewer."""
 
 Find = Callable[[str], str | None]
-"""The absolute path of a command on this user's PATH, None when there is none or it may mean another one."""
+"""
+The absolute path of a command on this user's PATH, or below the home directory for `~/…`.
+
+None when there is none or it may mean another one.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +119,24 @@ def count_start(words: Sequence[str]) -> int:
     return flags + 1 if flags < len(words) and LAUNCH_TAIL.search(words[flags]) else 0
 
 
+def find_obstacle(words: Sequence[str]) -> str:
+    """Why km cannot be put in front of *words* so that they go on meaning what they mean, empty when it can."""
+    if not words:
+        return ""
+    if KM.search(words[0]) and read_wrapped(words) is None:
+        return "is started by a km without '--'; if that is ours, write '--' before the server's own command"
+    if COMMAND_LINE.match(words[0]):
+        return "has a whole command line as its command; put all but the first word into args"
+    return ""
+
+
 def resolve_command(command: str, find: Find) -> str:
     """
-    *command* as an absolute path where it is a bare name on PATH (npx, uvx), else as it is.
+    *command* as an absolute path where it is a bare name on PATH (npx, uvx) or begins with `~/`, else as it is.
 
-    A client with windows has a poor PATH. Paths, `~`, `${…}` and `%…%` are the client's to expand.
+    A client with windows has a poor PATH, and some expand `~` in a command and not in arguments. Other paths, `${…}`
+    and `%…%` are the client's to expand.
     """
-    if not BARE_NAME.fullmatch(command):
+    if not BARE_NAME.fullmatch(command) and not command.startswith(AT_HOME):
         return command
     return find(command) or command

@@ -5,12 +5,15 @@ A *finding* is the outcome of one check of one thing: it is well, worth a *note*
 set-up degraded, and has a *fix*: the next thing to do, a command where there is one.
 """
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from kmctl.text import format_count, harmless
 
+KMCTL = re.compile(r"\bkmctl (?=[a-z])")
+"""A command of ours in a fix, without options before its name."""
 DETAIL_MAX_CHARS = 400
 """Of a line of a server's: it may have no end."""
 
@@ -71,6 +74,11 @@ def note(check: Check, what: str, fix: str = "") -> Finding:
 def bad(check: Check, what: str, fix: str, details: Iterable[str] = ()) -> Finding:
     """A fault, and how it goes away."""
     return Finding(check, Level.BAD, what, fix, tuple(line[:DETAIL_MAX_CHARS] for line in details))
+
+
+def name_home(one: Finding, home: str) -> Finding:
+    """*one*, its commands for the installation that was looked at. home: ` --home DIR`, empty for the usual one."""
+    return replace(one, fix=KMCTL.sub(lambda _: f"kmctl{home} ", one.fix)) if home else one
 
 
 def is_healthy(findings: Sequence[Finding]) -> bool:

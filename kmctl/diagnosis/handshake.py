@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 ANSWER_TIMEOUT_S = 20.0
@@ -72,7 +73,9 @@ class Outcome:
 
 def try_server(words: Sequence[str], environ: Mapping[str, str], cwd: str | None) -> Outcome:
     """Start the server that *words* name, ask it, end it."""
-    program = shutil.which(words[0], path=environ.get("PATH"))
+    if cwd is not None and not Path(cwd).is_dir():
+        return Outcome(missing=f"there is no folder {cwd}, which is its cwd")
+    program = find_program(words[0], environ, cwd)
     if program is None:
         return Outcome(missing="there is no such command")
     with tempfile.TemporaryFile() as stderr:
@@ -89,6 +92,8 @@ def try_server(words: Sequence[str], environ: Mapping[str, str], cwd: str | None
             )
         except OSError as exc:
             return Outcome(missing=exc.strerror or type(exc).__name__)
+        except ValueError:  # a NUL in a word, a `=` in a variable's name
+            return Outcome(missing="no program can be given its arguments or variables")
         outcome = Outcome()
         try:
             converse(process, outcome)
@@ -96,6 +101,13 @@ def try_server(words: Sequence[str], environ: Mapping[str, str], cwd: str | None
             end(process, outcome)
         outcome.stderr = last_lines(stderr)
     return outcome
+
+
+def find_program(command: str, environ: Mapping[str, str], cwd: str | None) -> str | None:
+    """The absolute path of *command*, None when there is none. A relative one counts from the server's own folder."""
+    place = os.path.join(cwd or "", command) if os.path.dirname(command) else command  # noqa: PTH118, PTH120 - text
+    found = shutil.which(place, path=environ.get("PATH"))
+    return found and os.path.abspath(found)  # noqa: PTH100 - links stay: they may decide what the program is
 
 
 def converse(process: subprocess.Popen[bytes], outcome: Outcome) -> None:

@@ -1,6 +1,7 @@
 """Are the clients' servers wrapped, and do they work? Each wrapped server is started once, as its client would."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmctl.clients.entries import ENV_KEYS, Entry
+from kmctl.clients.mask import find_secrets, hide_secrets
 from kmctl.clients.sources import Machine, find_sources
 from kmctl.clients.survey import Found, survey
 from kmctl.clients.tree import Node, to_value
@@ -15,26 +17,38 @@ from kmctl.clients.undo import Undo
 from kmctl.clients.undo_store import load_undos
 from kmctl.diagnosis.finding import Check, Finding, bad, note, ok
 from kmctl.diagnosis.handshake import Outcome, render_status, try_server
+from kmctl.options import quote
 from kmctl.text import format_count
 from kmd.paths import Places
 
 AT_ONCE = 4
 """Servers started at the same time: npx and uvx each keep a core busy."""
-FILLED_IN_BY_CLIENT = "${"
+FILLED_IN = re.compile(r"\$\{|\{(?:env|file):|^\$\w+$")
+"""`${…}` nearly everywhere, `{env:…}` and `{file:…}` in opencode, `$NAME` in Gemini CLI and Crush."""
+MORE_ENV_KEYS = ("envFile", "env_file", "env_keys", "env_vars")
+"""More variables than stand in the entry: VS Code's and Cursor's file, Goose's keyring, Codex's own environment."""
+TAKEN_OUT = "if you took km out yourself, say so: uninstall with the same options"
+OFF = {"disabled": "true", "enabled": "false"}
+"""Keys with which clients keep a server and do not start it."""
 SAID = "what goes to stdout must be messages only: have the server log to stderr"
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that km stands in front of. words: its own, without km's. environ: what its client would add."""
+    """
+    A server that km stands in front of. km: the words that start it; quick: whether `kmctl install` writes them so.
+    words: its own. environ: what its client would add. asleep: why only its client can start it, empty when we can.
+    """
 
     client: str
     file: Path
     name: str
     km: tuple[str, ...]
+    quick: bool
     words: tuple[str, ...]
     environ: Mapping[str, str]
     cwd: str | None
+    asleep: str
 
     @property
     def label(self) -> str:
@@ -45,11 +59,11 @@ def check_clients(machine: Machine, places: Places) -> tuple[list[Server], list[
     """The wrapped servers in the clients' files, and what is wrong with the files and the wrapping."""
     found, problems = survey(find_sources(machine))
     findings = [bad(Check.CLIENT, problem.reason, problem.hint) for problem in problems]
-    records = load_undos([places.state_dir])
+    records = load_undos([places.state_dir], retired=False)
     servers: list[Server] = []
     for one in found:
         for entry in one.entries:
-            if entry.slot is None or entry.problem:
+            if entry.slot is None or entry.reason:
                 continue
             if entry.wrapped is None:
                 findings.append(judge_bare(one, entry, records))
@@ -71,24 +85,50 @@ def judge_bare(one: Found, entry: Entry, records: Sequence[Undo]) -> Finding:
     """A server without km: it may be meant so, or its client has written the file anew. Pure."""
     label = f"{one.source.client}: {entry.name}"
     lost = any(undo.client == one.source.client and undo.name == entry.name for undo in records)
-    fix = f"kmctl install --client {one.source.client} --server '{entry.name}'"
+    chosen = choose(one.source.client, entry.name)
+    fix = f"kmctl install {chosen}"
     if lost:
-        return bad(Check.WRAP, f"{label} is no longer behind km: its client has rewritten {one.source.file}", fix)
+        what = f"{label} is no longer behind km: its client has rewritten {one.source.file}"
+        return bad(Check.WRAP, what, fix, [TAKEN_OUT])
     return note(Check.WRAP, f"{label} is not behind km", fix)
+
+
+def choose(client: str, server: str) -> str:
+    """The options that name one server to `kmctl install` and `kmctl uninstall`."""
+    return f"--client {client} --server {quote(server)}"
 
 
 def read_server(one: Found, entry: Entry) -> Server:
     """A wrapped entry as it is started."""
     assert entry.wrapped is not None  # noqa: S101 - the caller has looked
+    words, environ = entry.words[entry.wrapped.own :], read_environ(entry.node)
+    cwd = read_text(entry.node, "cwd") or None
     return Server(
         client=one.source.client,
         file=one.source.file,
         name=entry.name,
         km=entry.wrapped.start,
-        words=entry.words[entry.wrapped.own :],
-        environ=read_environ(entry.node),
-        cwd=read_text(entry.node, "cwd"),
+        quick=entry.wrapped.quick,
+        words=words,
+        environ=environ,
+        cwd=cwd,
+        asleep=find_reason(entry.node, [*words, *environ.values(), cwd or ""]),
     )
+
+
+def find_reason(node: Node, texts: Sequence[str]) -> str:
+    """Why only its client can start a server, empty when we can. texts: what it is started with."""
+    if any(str(value_of(node, key)).lower() == value for key, value in OFF.items()):
+        return "is switched off in its client"
+    if any(FILLED_IN.search(text) for text in texts) or any(value_of(node, key) for key in MORE_ENV_KEYS):
+        return "only its client can start it (it fills in variables)"
+    return ""
+
+
+def value_of(node: Node, key: str) -> object:
+    """What a member means; None when there is none."""
+    member = node.find(key)
+    return to_value(member.value) if member else None
 
 
 def read_environ(node: Node) -> dict[str, str]:
@@ -97,14 +137,13 @@ def read_environ(node: Node) -> dict[str, str]:
         member = node.find(key)
         table = to_value(member.value) if member else None
         if isinstance(table, dict):
-            return {str(name): value for name, value in table.items() if isinstance(value, str)}
+            return {str(name): str(value) for name, value in table.items() if isinstance(value, str)}
     return {}
 
 
 def read_text(node: Node, key: str) -> str | None:
     """A member's text, None when there is none."""
-    member = node.find(key)
-    value = to_value(member.value) if member else None
+    value = value_of(node, key)
     return value if isinstance(value, str) else None
 
 
@@ -113,8 +152,22 @@ def judge_km(server: Server) -> Finding | None:
     for word in (server.km[0], server.km[-1]):
         if shutil.which(word) is None and not os.path.exists(word):  # noqa: PTH110 - False, not an error
             what = f"{server.label} cannot start: km is not at {word} any more"
-            return bad(Check.WRAP, what, f"kmctl install --client {server.client}")
+            chosen = choose(server.client, server.name)  # install leaves the words alone that a person has written
+            return bad(Check.WRAP, what, f"kmctl install {chosen}" if server.quick else wrap_anew(server))
     return None
+
+
+def wrap_anew(server: Server) -> str:
+    """What takes km out of a server and puts it in again, with commands looked up afresh."""
+    chosen = choose(server.client, server.name)
+    return f"kmctl uninstall {chosen} && kmctl install {chosen}"
+
+
+def fix_missing(server: Server, environ: Mapping[str, str]) -> str:
+    """What to do about a command that cannot be started. A version manager moves programs: npx may be elsewhere now."""
+    command = Path(server.words[0])
+    moved = command.is_absolute() and not command.exists() and shutil.which(command.name, path=environ.get("PATH"))
+    return wrap_anew(server) if moved else f"install it, or correct the command in {server.file}"
 
 
 def check_servers(servers: Sequence[Server], environ: Mapping[str, str], tell: Callable[[str], None]) -> list[Finding]:
@@ -131,18 +184,27 @@ def check_servers(servers: Sequence[Server], environ: Mapping[str, str], tell: C
 
 def check_server(server: Server, environ: Mapping[str, str]) -> Iterator[Finding]:
     """One server."""
-    if any(FILLED_IN_BY_CLIENT in text for text in (*server.words, *server.environ.values(), server.cwd or "")):
-        yield note(Check.HANDSHAKE, f"{server.label}: only its client can start it (it fills in variables)")
+    if server.asleep:
+        yield note(Check.HANDSHAKE, f"{server.label}: {server.asleep}")
         return
-    yield from judge_outcome(server, try_server(server.words, {**environ, **server.environ}, server.cwd))
+    outcome = try_server(server.words, {**environ, **server.environ}, server.cwd)
+    hide(outcome, find_secrets(server.words, server.environ))
+    if outcome.missing:
+        what = f"{server.label}: {server.words[0]} cannot be started ({outcome.missing})"
+        yield bad(Check.COMMAND, what, fix_missing(server, environ))
+    else:
+        yield from judge_outcome(server, outcome)
+
+
+def hide(outcome: Outcome, secrets: frozenset[str]) -> None:
+    """Mask what a server was given in all that it has said: many repeat their key when it is refused."""
+    outcome.refusal = hide_secrets(outcome.refusal, secrets)
+    outcome.strange = [hide_secrets(line, secrets) for line in outcome.strange]
+    outcome.stderr = [hide_secrets(line, secrets) for line in outcome.stderr]
 
 
 def judge_outcome(server: Server, outcome: Outcome) -> Iterator[Finding]:
     """What became of a server that was started. Pure."""
-    if outcome.missing:
-        what = f"{server.label}: {server.words[0]} cannot be started ({outcome.missing})"
-        yield bad(Check.COMMAND, what, f"install it, or correct the command in {server.file}")
-        return
     yield ok(Check.COMMAND, f"{server.label}: its command is there")
     if outcome.strange:
         count = format_count(len(outcome.strange), "line")

@@ -7,7 +7,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,106 +24,12 @@ from kmctl.diagnosis.handshake import parse_message, render_status
 from kmctl.diagnosis.local import Seen, judge_mode, judge_room, judge_service
 from kmctl.supervisors.lifecycle import Report
 from kmctl.supervisors.plan import Kind, State
+from tests.cli.desk import ERROR, Desk, Shown, examine, server
 from tests.cli.stub import destination_of, status_of, stub_daemon
-from tests.cli.terminal import run_kmctl
 from tests.server.test_proxies import write_certificate
-from tests.support.processes import WAIT_S, command, create_key, running_kmd, running_server
+from tests.support.processes import WAIT_S, command, create_key
 
 ROOT = Path(__file__).parents[2]
-Shown = pytest.CaptureFixture[str]
-SERVER = """
-import json, sys
-for line in sys.stdin:
-    message = json.loads(line)
-    {body}
-    if "id" in message:
-        print(json.dumps({{"jsonrpc": "2.0", "id": message["id"], {answer}}}), flush=True)
-"""
-RESULT, ERROR = '"result": {}', '"error": {"code": -32601, "message": "no"}'
-
-
-def server(body: str = "pass", answer: str = RESULT) -> str:
-    """The code of an MCP server that does *body* with each message, then answers."""
-    return SERVER.format(body=body, answer=answer)
-
-
-@dataclass(slots=True)
-class Desk:
-    """A person's machine, all well: kmd, a destination, and a client whose only server is behind km."""
-
-    home: Path
-    url: str
-    database: Path
-
-    @property
-    def km_home(self) -> Path:
-        return self.home / "km"
-
-    @property
-    def config(self) -> Path:
-        return self.km_home / "config.toml"
-
-    @property
-    def client_file(self) -> Path:
-        return self.home / ".cursor" / "mcp.json"
-
-    def write_client(self, *words: str) -> None:
-        """The client's file as a person has it, then put behind km as `kmctl install` does."""
-        self.client_file.parent.mkdir(exist_ok=True)
-        entry = {"command": words[0], "args": list(words[1:])}
-        self.client_file.write_text(json.dumps({"mcpServers": {"own": entry}}, indent=2))
-        self.install()
-
-    def write_server(self, code: str) -> None:
-        """The client's server is a program with this code."""
-        program = self.home / "server.py"
-        program.write_text(code)
-        self.write_client(sys.executable, str(program))
-
-    def install(self) -> None:
-        arguments = ["--home", str(self.km_home), "install", "--yes", "--no-service", "--client", "cursor"]
-        code, _, err = run_kmctl(*arguments, environ={"HOME": str(self.home)})
-        assert code == 0, err
-
-    def write_config(self, url: str, key: str, extra: str = "") -> None:
-        destination = f'[[destinations]]\nname = "team"\nurl = "{url}"\nkey = "{key}"\n'
-        self.config.write_text(extra + destination)
-        self.config.chmod(0o600)
-
-
-@pytest.fixture(scope="module")
-def well(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    """The machine that all tests share; each puts back what it has changed."""
-    folder = tmp_path_factory.mktemp("doctor")
-    with running_server(folder / "server.db") as km_server:
-        desk = Desk(folder / "home", km_server.url, folder / "server.db")
-        desk.km_home.mkdir(parents=True, mode=0o700)
-        desk.write_config(desk.url, create_key(desk.database))
-        desk.write_server(server())
-        with running_kmd(desk.km_home):
-            yield desk
-
-
-@pytest.fixture
-def desk(well: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    """The machine, with this process in it; the files that a fault may spoil are put back."""
-    monkeypatch.setenv("HOME", str(well.home))
-    monkeypatch.chdir(well.home)
-    for name in ("XDG_CONFIG_HOME", "KM_HOME", "CLAUDE_CONFIG_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    kept = {path: path.read_bytes() for path in (well.config, well.client_file, well.home / "server.py")}
-    try:
-        yield well
-    finally:
-        for path, raw in kept.items():
-            path.write_bytes(raw)
-        well.config.chmod(0o600)
-
-
-def examine(home: Path, capsys: Shown, *options: str) -> tuple[int, dict[str, Any]]:
-    code = run(["--home", str(home), "doctor", "--json", *options])
-    shown: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return code, shown
 
 
 def test_a_healthy_set_up_is_one_line(desk: Desk, capsys: Shown) -> None:
@@ -400,7 +305,8 @@ def test_each_planted_fault_is_found(desk: Desk, fault: str, capsys: Shown, monk
     bad = [one for one in told["findings"] if one["level"] == "bad"]
     assert [one["check"] for one in bad] == [check], bad
     assert what in bad[0]["what"], bad
-    assert fix in bad[0]["fix"], bad
+    assert fix in bad[0]["fix"].replace(f" --home {home}", ""), bad
+    assert bad[0]["fix"].count("kmctl ") == bad[0]["fix"].count(f"kmctl --home {home} ")
 
 
 def test_the_evidence_is_shown_and_harmless(desk: Desk, capsys: Shown) -> None:
@@ -474,7 +380,7 @@ def test_a_server_that_nobody_has_wrapped_is_a_note(desk: Desk, capsys: Shown) -
         other.parent.rmdir()
     assert code == 0
     (found,) = [one for one in told["findings"] if one["level"] == "note" and one["check"] == "wrap"]
-    assert found["fix"] == "kmctl install --client gemini-cli --server 'bare'"
+    assert found["fix"] == f"kmctl --home {desk.km_home} install --client gemini-cli --server bare"
 
 
 @pytest.mark.parametrize(("free", "wanted", "level"), [(1, 1, "bad"), (2**30, 2**31, "bad"), (2**31, 2**30, "ok")])

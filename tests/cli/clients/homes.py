@@ -66,7 +66,7 @@ def uninstall(machine: Machine, scope: Scope = EVERYTHING) -> Work:
     sources, states = find_all(machine, places_of(machine.home), scope)
     work = plan_removal(sources, states, scope)
     finish(work, states[0])
-    forget_rest(states, work)
+    forget_rest(states, work, scope)
     return work
 
 

@@ -132,6 +132,18 @@ def test_client_and_server_narrow_it(home: Path, kmctl: Kmctl) -> None:
     assert (home / CODEX.place).read_bytes() != CODEX.raw
 
 
+def test_a_copy_in_another_client_gets_its_bytes_back_after_the_first_was_put_back(home: Path, kmctl: Kmctl) -> None:
+    other = home / ".lmstudio" / "mcp.json"
+    other.parent.mkdir()
+    as_json(kmctl("install", "--yes", "--no-service", "--json"))
+    other.write_bytes((home / CURSOR.place).read_bytes())
+    as_json(kmctl("uninstall", "--yes", "--json", "--client", "cursor"))
+    as_json(kmctl("uninstall", "--yes", "--json", "--client", "lm-studio"))
+    assert other.read_bytes() == (home / CURSOR.place).read_bytes() == CURSOR.raw
+    as_json(kmctl("uninstall", "--yes", "--json"))
+    assert [path.name for path in (home / ".local/state/kilometers/undo").iterdir()] == ["lock"]
+
+
 def test_wrong_names(kmctl: Kmctl) -> None:
     code, _, err = kmctl("install", "--client", "cursr", "--yes")
     assert (code, "'cursr' is not one of claude-desktop, " in err) == (2, True)

@@ -74,7 +74,7 @@ def test_a_server_with_a_path_of_its_own_keeps_its_command(key: str, name: str) 
         "/bin/npx",
         "../npx",
         "a/npx",
-        "~/npx",
+        "~npx",
         "${HOME}/npx",
         "${npx}",
         "%npx%",
@@ -86,6 +86,35 @@ def test_a_server_with_a_path_of_its_own_keeps_its_command(key: str, name: str) 
 )
 def test_what_is_no_bare_name_stays(command: str) -> None:
     assert resolve_command(command, lambda _: "/found") == command
+
+
+def test_a_command_at_home_is_looked_up_there(tmp_path: Path) -> None:
+    """Some clients expand `~` in a command only, and km makes it an argument."""
+    programs(tmp_path / "bin", "own")
+    find = make_find({}, tmp_path, "/p", "/p")
+    assert resolve_command("~/bin/own", find) == str(tmp_path / "bin" / "own")
+    assert resolve_command("~/bin/other", find) == "~/bin/other"
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "reason"),
+    [
+        ("km", ["npx", "-y", "x"], "a km without '--'"),
+        ("/opt/bin/km", [], "a km without '--'"),
+        ("npx -y x", [], "whole command line"),
+        ("npx\t-y x", ["z"], "whole command line"),
+    ],
+)
+def test_commands_that_would_mean_something_else_behind_km_are_left(command: str, args: list[str], reason: str) -> None:
+    plan = plan_of({"command": command, "args": args})
+    assert plan.after == plan.before
+    ((_, said),) = plan.left
+    assert reason in said
+
+
+@pytest.mark.parametrize("command", ["/Applications/My App/server", "C:\\Program Files\\x.exe", "./my server", "npx "])
+def test_a_path_with_a_space_is_no_command_line(command: str) -> None:
+    assert words_of(plan_of({"command": command}))[-1] == command
 
 
 def programs(folder: Path, *names: str) -> Path:
@@ -102,7 +131,7 @@ def test_commands_are_looked_up_as_the_client_would(tmp_path: Path) -> None:
     outside = programs(tmp_path / "usr", "npx", "uvx", "python3")
     path = os.pathsep.join(["", "relative", str(inside), str(outside)])
     active = {"PATH": path, "VIRTUAL_ENV": str(tmp_path / "venv")}
-    find = make_find(active, "/p", "/p")
+    find = make_find(active, tmp_path, "/p", "/p")
     assert [find(name) for name in ("uvx", "own", "npx", "python3", "none")] == [
         str(outside / "uvx"),
         str(inside / "own"),
@@ -110,12 +139,12 @@ def test_commands_are_looked_up_as_the_client_would(tmp_path: Path) -> None:
         None,
         None,
     ]
-    find = make_find({"PATH": path}, str(tmp_path / "venv"), "/p")
+    find = make_find({"PATH": path}, tmp_path, str(tmp_path / "venv"), "/p")
     assert find("npx") is None
-    find = make_find({"PATH": path}, "/p", "/p")
+    find = make_find({"PATH": path}, tmp_path, "/p", "/p")
     assert find("npx") == str(inside / "npx")
     assert find("python3") == str(inside / "python3")
-    assert make_find({}, "/p", "/p")("npx") is None
+    assert make_find({}, tmp_path, "/p", "/p")("npx") is None
 
 
 @pytest.mark.parametrize(
