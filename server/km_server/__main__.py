@@ -7,6 +7,9 @@ import click
 from km_server.cli import cli
 from km_server.errors import ServerError
 
+SERVER_EXTRA = ("aiohttp", "prometheus_client")
+"""What only `[server]` installs; km and kmctl do without."""
+
 
 def main() -> None:
     """Run the command line. Exit code 1: it failed; 2: it was not understood."""
@@ -16,6 +19,12 @@ def main() -> None:
         click.echo(f"km-server: {exc}", err=True)
         if exc.hint:
             click.echo(f"hint: {exc.hint}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as exc:
+        if exc.name not in SERVER_EXTRA:
+            raise
+        click.echo(f"km-server: serving needs {exc.name}, which is not installed", err=True)
+        click.echo("hint: install Kilometers with its extra: pip install '.[server]'", err=True)
         sys.exit(1)
 
 

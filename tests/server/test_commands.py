@@ -22,6 +22,21 @@ def run(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize(
+    ("missing", "extra"), [("aiohttp", "server"), ("prometheus_client", "server"), ("asyncpg", "postgres")]
+)
+def test_an_installation_without_its_extra_says_which_one(missing: str, extra: str) -> None:
+    """As after `pip install .`, which is enough for km and kmctl."""
+    without = f"import sys; sys.modules[{missing!r}] = None; from km_server.__main__ import main; main()"
+    words = ["serve", "--port", "0", "--database-url", "postgresql://nobody@127.0.0.1:1/nothing"]
+    done = subprocess.run([sys.executable, "-c", without, *words], capture_output=True, text=True, timeout=WAIT_S)
+    assert done.returncode == 1
+    said, hint = done.stderr.splitlines()
+    assert said.startswith("km-server: ")
+    assert missing in said
+    assert f"'.[{extra}]'" in hint
+
+
 @pytest.mark.parametrize("words", [[], ["serve"], ["keys"], ["keys", "create"], ["tenants"], ["restore"]])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help(words: list[str], flag: str) -> None:

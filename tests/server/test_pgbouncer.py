@@ -30,6 +30,7 @@ from tests.support.processes import Running, start_server, wait_for
 
 TENANTS = ("acme", "other")
 BATCHES, BATCH_EVENTS = 12, 25
+GUIDE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -43,6 +44,28 @@ def own_bouncer(postgres: Cluster) -> Iterator[Bouncer]:
     """One that may be ended, and that lets nobody wait for long."""
     with running_pgbouncer(postgres, pool_size=2, wait_s=1) as running:
         yield running
+
+
+def guide_settings() -> str:
+    """The guide's settings, letter by letter but for what is different on every machine."""
+    settings = GUIDE.partition("```ini\n")[2].partition("```")[0]
+    for theirs, ours in (
+        ("kilometers = host=db.internal port=5432", "* = host={host} port={postgres}"),
+        ("listen_port = 6432", "listen_port = {port}\nunix_socket_dir ="),
+        ("/etc/pgbouncer/userlist.txt", "{folder}/users.txt"),
+    ):
+        assert settings.count(theirs) == 1
+        settings = settings.replace(theirs, ours)
+    return settings
+
+
+def test_the_guides_settings_work_as_written(postgres: Cluster) -> None:
+    async def scenario(url: str) -> str:
+        async with open_store(url) as store:
+            return (await store.facts()).kind
+
+    with running_pgbouncer(postgres, template=guide_settings()) as bouncer:
+        assert asyncio.run(scenario(bouncer.through(postgres.new_database()))) == "postgresql"
 
 
 @contextmanager

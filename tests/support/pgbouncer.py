@@ -104,18 +104,21 @@ async def answers(url: str) -> bool:
 
 
 @contextmanager
-def running_pgbouncer(cluster: Cluster, pool_size: int = POOL_SIZE, wait_s: int = 20) -> Iterator[Bouncer]:
+def running_pgbouncer(
+    cluster: Cluster, pool_size: int = POOL_SIZE, wait_s: int = 20, template: str = SETTINGS
+) -> Iterator[Bouncer]:
     """
     PgBouncer in front of *cluster* for as long as the block runs; skips the test where the program is missing.
 
-    wait_s: how long a transaction may wait for a connection to PostgreSQL.
+    wait_s: how long a transaction may wait for a connection to PostgreSQL. template: its settings, with the places of
+    SETTINGS.
     """
     program = find_program()
     if program is None:
         pytest.skip("no PgBouncer here (apt-get install pgbouncer): nothing is tested through it")
     with tempfile.TemporaryDirectory(prefix="km-pgbouncer-", ignore_cleanup_errors=True) as name:
         folder, port, postgres = Path(name), free_port(), urlsplit(cluster.url)
-        settings = SETTINGS.format(
+        settings = template.format(
             host=postgres.hostname, postgres=postgres.port, port=port, folder=folder, pool=pool_size, wait_s=wait_s
         )
         (folder / "pgbouncer.ini").write_text(settings)

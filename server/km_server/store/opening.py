@@ -38,7 +38,9 @@ def is_postgres(database_url: str) -> bool:
     try:
         import asyncpg  # noqa: F401, PLC0415 - it is an extra
     except ModuleNotFoundError as exc:
-        raise StoreError("PostgreSQL needs asyncpg", hint="pip install 'kilometers[postgres]'") from exc
+        raise StoreError(
+            "PostgreSQL needs asyncpg", hint="install Kilometers with its extra: pip install '.[postgres]'"
+        ) from exc
     return True
 
 
