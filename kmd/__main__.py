@@ -2,18 +2,23 @@
 
 import os
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import click
 import trio
 
-from kmd.config import load_config
+from kmd.config import Config, load_config
 from kmd.daemon import run_daemon, warn_of_keys
 from kmd.errors import KilometersError, OutboxCorrupt
 from kmd.keys import resolve_keys
 from kmd.logs import configure_logs, redirect_stderr
-from kmd.paths import find_places
+from kmd.paths import Places, find_places
 from kmd.shim.scheduling import LONG_NS, set_turns
+
+REPAIRS_MAX = 3
+"""Of one process. Where the disk damages the file again and again, whoever starts kmd has to see it end."""
 
 
 @click.command(epilog="Example: kmd --home ~/km-test")
@@ -32,13 +37,24 @@ def main(home: Path | None, log_file: Path | None) -> None:
         configure_logs(config.log_level)
         warn_of_keys(problems)
         set_turns(LONG_NS)
-        try:
-            trio.run(run_daemon, places, config, dict(os.environ))
-        except* OutboxCorrupt:  # found while running: the next start checks the file and repairs it
-            trio.run(run_daemon, places, config, dict(os.environ))
+        run_and_repair(places, config)
     except* KilometersError as group:
         show(group)
         sys.exit(1)
+
+
+def run_and_repair(places: Places, config: Config) -> None:
+    """Run kmd; when it meets damage in its outbox, start over within this process, which repairs it. Raises as kmd."""
+    for repairs in range(REPAIRS_MAX + 1):
+        try:
+            trio.run(partial(run_daemon, places, config, dict(os.environ), is_damaged=repairs > 0))
+        except* OutboxCorrupt:
+            if repairs == REPAIRS_MAX:
+                raise
+            with suppress(KilometersError):  # what has changed since the start
+                config, _ = resolve_keys(load_config(places.config_file, os.environ), places.config_file)
+        else:
+            return
 
 
 def show(group: BaseExceptionGroup[KilometersError]) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 import trio
 
-from kmd.errors import KilometersError
+from kmd.errors import KilometersError, OutboxCorrupt
 from kmd.intake.adoption import adopt_spools
 from kmd.intake.sessions import LiveSession, Sessions
 from kmd.mcp.names import Stream
@@ -131,35 +131,44 @@ async def cancel_when_gone(stream: trio.abc.Stream, scope: trio.CancelScope) -> 
 
 
 async def answer(request: Request | KilometersError, control: Control) -> AsyncGenerator[dict[str, Any]]:
-    """The answer lines; a failure becomes an error line."""
+    """The answer lines; a failure becomes an error line. Raises OutboxCorrupt after that."""
     try:
         if isinstance(request, KilometersError):
             raise request
-        match request.op:
-            case "status":
-                yield {"status": await read_status(control)}
-            case "flush":
-                async for line in flush(control, min(max(request.timeout_s, 0.0), 86400.0)):
-                    yield line
-            case "tail":
-                async for line in tail(control, min(max(request.limit, 0), TAIL_MAX), follow=request.follow):
-                    yield line
-            case "quarantine":
-                async with aclosing(ask_quarantine(request, control)) as lines:
-                    async for line in lines:
-                        yield line
-            case "reload":
-                await control.reload()
-                yield {"done": True}
-            case "stop":
-                try:
-                    yield {"done": True}
-                finally:
-                    control.ending.set()  # also when whoever asked has left already
-            case _:
-                raise KilometersError("unknown request", hint=VERSION_HINT)
+        async with aclosing(carry_out(request, control)) as lines:
+            async for line in lines:
+                yield line
     except KilometersError as exc:
         yield {"error": {"message": str(exc), "hint": exc.hint}}
+        if isinstance(exc, OutboxCorrupt):  # kmd starts over and repairs it
+            raise
+
+
+async def carry_out(request: Request, control: Control) -> AsyncGenerator[dict[str, Any]]:
+    """The answer lines of an operation that goes well. Raises KilometersError."""
+    match request.op:
+        case "status":
+            yield {"status": await read_status(control)}
+        case "flush":
+            async for line in flush(control, min(max(request.timeout_s, 0.0), 86400.0)):
+                yield line
+        case "tail":
+            async for line in tail(control, min(max(request.limit, 0), TAIL_MAX), follow=request.follow):
+                yield line
+        case "quarantine":
+            async with aclosing(ask_quarantine(request, control)) as lines:
+                async for line in lines:
+                    yield line
+        case "reload":
+            await control.reload()
+            yield {"done": True}
+        case "stop":
+            try:
+                yield {"done": True}
+            finally:
+                control.ending.set()  # also when whoever asked has left already
+        case _:
+            raise KilometersError("unknown request", hint=VERSION_HINT)
 
 
 async def read_status(control: Control) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import trio
 
 from kmd.config import Config, load_config
 from kmd.control import Announcer, Control, serve_kmctl
-from kmd.errors import DaemonRunning, KilometersError
+from kmd.errors import DaemonRunning, KilometersError, OutboxCorrupt, walk_causes
 from kmd.intake.adoption import Adopter
 from kmd.intake.capacity import Capacity, raise_descriptor_limit
 from kmd.intake.connection import serve_relay
@@ -75,15 +75,23 @@ def write_pid(path: Path, descriptor: int) -> None:
         raise KilometersError(f"{path}: cannot be written ({exc.strerror})", hint="free some disk space") from exc
 
 
-async def run_daemon(places: Places, config: Config, environ: Mapping[str, str]) -> None:
-    """Run until a signal or kmctl says so (kmd.signals). Raises KilometersError when it cannot start or go on."""
+async def run_daemon(places: Places, config: Config, environ: Mapping[str, str], *, is_damaged: bool = False) -> None:
+    """
+    Run until a signal or kmctl says so (kmd.signals). is_damaged: this process has met damage in the outbox before.
+
+    Raises KilometersError when it cannot start or go on: OutboxCorrupt when the outbox has to be repaired, which the
+    next start does.
+    """
     started_at = time.monotonic()
     capacity = Capacity(raise_descriptor_limit())
     passed = take_passed(environ)
     make_private_dir(places.meeting_dir)
     make_private_dir(places.state_dir)
     limits = Limits.of(config.outbox_max_bytes, config.outbox_max_age_days)
-    with hold_lock(places) as was_clean, Outbox(places.outbox_file, limits, check_first=not was_clean) as outbox:
+    with (
+        hold_lock(places) as was_clean,
+        Outbox(places.outbox_file, limits, check_first=not was_clean, is_damaged=is_damaged) as outbox,
+    ):
         announcer = Announcer()
         async with trio.open_nursery() as nursery:
             release = version("kilometers")
@@ -180,7 +188,7 @@ async def accept_kmctl(door: trio.abc.Listener[Peer], control: Control) -> None:
 
 
 async def accept_own(door: trio.abc.Listener[Peer], serve: Callable[[Peer], Awaitable[None]]) -> None:
-    """Serve connections of this user. Whatever goes wrong with one ends that one and is logged, never kmd."""
+    """Serve connections of this user. What goes wrong with one ends that one alone; damage of the outbox ends kmd."""
 
     async def guard(peer: Peer) -> None:
         async with peer:
@@ -189,9 +197,13 @@ async def accept_own(door: trio.abc.Listener[Peer], serve: Callable[[Peer], Awai
                 return
             try:
                 await serve(peer)
-            except KilometersError as exc:
-                log.warning("a connection was ended", error=str(exc), hint=exc.hint)
-            except Exception:
+            except* OutboxCorrupt:
+                raise
+            except* KilometersError as group:
+                for exc in walk_causes(group):
+                    if isinstance(exc, KilometersError):
+                        log.warning("a connection was ended", error=str(exc), hint=exc.hint)
+            except* Exception:
                 log.exception("a connection failed")
 
     await trio.serve_listeners(guard, [door])

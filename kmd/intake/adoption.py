@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from kmd.errors import KilometersError
+from kmd.errors import KilometersError, OutboxCorrupt
 from kmd.intake.session_intake import SessionIntake, parse_hello
 from kmd.intake.sessions import Sessions
 from kmd.lock_file import take_to_read
@@ -83,6 +83,8 @@ async def adopt_spools(folder: Path, sessions: Sessions) -> int:
                 if descriptor is not None:
                     await adopt(path, descriptor, sessions)
                     adopted += 1
+        except OutboxCorrupt:
+            raise
         except (OSError, KilometersError, RecordError) as exc:
             log.warning("a spool was not taken in", spool=path.name, error=str(exc))
         except Exception:

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from kmd.errors import OutboxError
+from kmd.errors import OutboxCorrupt, OutboxError
 from kmd.intake.relay_life import is_gone
 from kmd.intake.session_intake import CLOSED_BY_RELAY
 from kmd.intake.sessions import Sessions
@@ -61,6 +61,8 @@ class Departures:
         """End the sessions whose relay is gone."""
         try:
             found = await trio.to_thread.run_sync(self._outbox.read_open_sessions)
+        except OutboxCorrupt:
+            raise
         except OutboxError as exc:
             log.warning("open sessions cannot be read", error=str(exc), hint=exc.hint)
             return

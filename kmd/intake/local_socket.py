@@ -40,7 +40,12 @@ def open_doors(places: Places, passed: Mapping[Role, int]) -> Iterator[dict[Role
     own = {role: path for role, path in paths.items() if role not in passed}
     listeners = {role: open_activated(descriptor) for role, descriptor in passed.items()}
     listeners |= {role: listen(path) for role, path in own.items()}
-    yield {role: UnixListener(listener) for role, listener in listeners.items()}
+    try:
+        yield {role: UnixListener(listener) for role, listener in listeners.items()}
+    except BaseException:  # a kmd that starts over within this process must not meet them
+        for listener in listeners.values():
+            listener.socket.close()
+        raise
     for path in own.values():
         path.unlink(missing_ok=True)
 

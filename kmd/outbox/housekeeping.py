@@ -6,7 +6,7 @@ from collections.abc import Callable
 import structlog
 import trio
 
-from kmd.errors import OutboxError
+from kmd.errors import OutboxCorrupt, OutboxError
 from kmd.memory import give_back_memory
 from kmd.outbox.room import Room
 
@@ -53,6 +53,8 @@ class Housekeeper:
             self._wake = trio.Event()
             try:
                 await self._keep_house()
+            except OutboxCorrupt:
+                raise
             except OutboxError as exc:
                 log.warning("housekeeping failed", error=str(exc), hint=exc.hint)
             if await self._rest(QUIET_S):

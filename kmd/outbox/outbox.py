@@ -24,9 +24,10 @@ from kmd.mcp.row import Row, SessionEnd, SessionStart
 from kmd.outbox.bounds import Limits, Step
 from kmd.outbox.database import LAST_SEQ, open_database, transaction, translate
 from kmd.outbox.quarantine import Quarantine
-from kmd.outbox.repair import LOST, check, repair
+from kmd.outbox.repair import check, finish_repair, repair
 from kmd.outbox.room import Room
 from kmd.outbox.rows import MESSAGE_COLUMNS, SESSION_COLUMNS, parse_row
+from kmd.outbox.salvage import LOST
 from kmd.outbox.sessions import (
     FORGOTTEN,
     INTEGER_MAX,
@@ -128,10 +129,22 @@ class DestinationRow:
 class Outbox:
     """An open outbox. A context manager; raises the errors of kmd.errors, never SQLite's own."""
 
-    def __init__(self, path: Path, limits: Limits = NO_LIMITS, *, check_first: bool = False) -> None:
-        """Open or make the file; a damaged one is repaired. check_first: read through it, as after a crash."""
+    def __init__(
+        self, path: Path, limits: Limits = NO_LIMITS, *, check_first: bool = False, is_damaged: bool = False
+    ) -> None:
+        """
+        Open or make the file; a damaged one is repaired. check_first: read through it, as after a crash. is_damaged:
+        somebody has met damage in it, which that may not find.
+        """
         self.path = path
         try:
+            finish_repair(path)
+        except OSError as exc:
+            problem = f"{path}: a repair cannot be finished ({exc.strerror})"
+            raise OutboxError(problem, hint="look at its folder") from exc
+        try:
+            if is_damaged:
+                raise OutboxCorrupt("the outbox is damaged")
             self._open(limits, check_first=check_first)
         except OutboxCorrupt:
             repair(path)

@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from kmd.config import Config, Destination
-from kmd.errors import OutboxError, ServerUnreachable
+from kmd.errors import OutboxCorrupt, OutboxError, ServerUnreachable
 from kmd.mcp.row import Row, SessionEnd
 from kmd.outbox.outbox import DestinationRow, Outbox
 from kmd.sync.answer import Action, Answer, Reply, judge_answer
@@ -132,6 +132,12 @@ class DestinationLoop:
         self._hurry = True
         self._wake.set()
 
+    def note_fault(self, exc: Exception, wait_s: float) -> None:
+        """`run` has ended through a fault of ours, and is started again after so many seconds."""
+        self.last_error, self.hint = f"a fault in kmd ({type(exc).__name__})", "see kmd's log, and report it"
+        self._rest(State.RETRYING, wait_s)
+        self._announce()
+
     async def wait_progress(self) -> None:
         """Until something was settled or a try has failed."""
         await self._settled_something.wait()
@@ -187,17 +193,24 @@ class DestinationLoop:
         try:
             if not self.pending:
                 return await self._tell_ends(transport)
+            last_seq = self._outbox.last_seq
             rows = await self._next_rows()
-            if not rows:
+            if not rows:  # numbers that no event has: of a sequence that was damaged
+                self.cursor = max(self.cursor, last_seq)
                 return 0.0
             answer = await self._send(transport, rows)
             return await self._act(transport, answer, rows)
+        except OutboxCorrupt:
+            raise
         except (ServerUnreachable, OutboxError) as exc:
             return await self._retry(Answer(Action.RETRY, str(exc), exc.hint))
         finally:
             self.tries += 1
-            self._settled_something.set()
-            self._settled_something = trio.Event()
+            self._announce()
+
+    def _announce(self) -> None:
+        self._settled_something.set()
+        self._settled_something = trio.Event()
 
     async def _next_rows(self) -> Sequence[Row]:
         limit = limit_events(self._limit, self._config.batch_events)
@@ -358,6 +371,8 @@ class DestinationLoop:
         self.course = course
         try:
             await self._run_writing(partial(self._outbox.keep_course, self.destination.name, render_course(course)))
+        except OutboxCorrupt:
+            raise
         except OutboxError as exc:
             log.debug("a destination's course was not kept", destination=self.destination.name, error=str(exc))
 

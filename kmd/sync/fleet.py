@@ -6,6 +6,7 @@ import structlog
 import trio
 
 from kmd.config import Config
+from kmd.errors import OutboxCorrupt
 from kmd.outbox.outbox import Outbox
 from kmd.sync.destination import DestinationLoop, Sender
 
@@ -78,6 +79,9 @@ async def run_within(scope: trio.CancelScope, loop: DestinationLoop) -> None:
         while True:
             try:
                 await loop.run()
-            except Exception:
+            except OutboxCorrupt:
+                raise
+            except Exception as exc:
+                loop.note_fault(exc, RESTART_S)
                 log.exception("a destination failed and is started again", destination=loop.destination.name)
                 await trio.sleep(RESTART_S)

@@ -23,6 +23,8 @@ BODY_MAX_BYTES = 1 << 20
 """A receipt for a full batch is a few tens of KiB; what is longer is none."""
 ZSTD_LEVEL = 3
 NETWORK_HINT = "check the URL's host and port, and the network"
+PROXY = "what HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or NO_PROXY says cannot be used"
+PROXY_HINT = "have them name an http:// or https:// proxy (SOCKS is not spoken), or start kmd without them"
 NO_TLS_HINT = "does the server speak TLS on this port? perhaps http:// is meant"
 
 
@@ -68,13 +70,15 @@ class Transport:
                 await client.aclose()
 
     def _open(self) -> httpx.AsyncClient:
-        """The client. Raises ServerUnreachable: SSL_CERT_FILE or SSL_CERT_DIR cannot be used."""
+        """The client. Raises ServerUnreachable: what the environment says of certificates or proxies cannot be used."""
         if self._client is None:
             limits = httpx.Limits(max_connections=1, keepalive_expiry=60.0)
             try:
                 self._client = httpx.AsyncClient(headers=self._headers, follow_redirects=False, limits=limits)
             except OSError as exc:  # ssl's errors are some
                 raise ServerUnreachable(CERT_FILE, hint=CERT_FILE_HINT) from exc
+            except (ValueError, ImportError, httpx.InvalidURL):  # they may quote the proxy's password
+                raise ServerUnreachable(PROXY, hint=PROXY_HINT) from None
         return self._client
 
     async def post(self, body: bytes, codec: str, timeout_s: float) -> Reply:

@@ -15,7 +15,7 @@ from kmd.mcp.names import Stream
 from kmd.outbox.outbox import Intake
 from kmd.sync.backoff import RETRY_AFTER_MAX_S
 from kmd.sync.destination import State
-from kmd.sync.transport import PATH, explain_connect_error
+from kmd.sync.transport import PATH, PROXY, PROXY_HINT, explain_connect_error
 from tests.daemon.rig import KEY, check_all_settled, offsets, rig, settings
 from tests.daemon.rows import START, message
 from tests.support.misbehaving import Act, Request, Script, misbehaving, poison, render_answer, say
@@ -400,3 +400,40 @@ async def test_a_loop_that_starts_anew_goes_on_from_its_cursor(tmp_path: Path) -
             await running.settle()
             assert running.outbox.read_destination("team").settled == 15
     assert server.duplicates == 0
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"ALL_PROXY": "socks5://user:proxy-password@127.0.0.1:9"},
+        {"HTTP_PROXY": "gopher://user:proxy-password@127.0.0.1:9"},
+        {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "[::1,*bad:99999"},
+    ],
+    ids=["SOCKS", "an unknown scheme", "an impossible exception"],
+)
+async def test_a_proxy_that_cannot_be_used_is_trouble_in_words_that_do_not_quote_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    for name, text in environ.items():
+        monkeypatch.setenv(name, text)
+    with misbehaving() as server:
+        async with rig(tmp_path, server.url) as running:
+            await running.wait_trouble()
+            assert (running.loop.last_error, running.loop.hint) == (PROXY, PROXY_HINT)
+            for name in environ:
+                monkeypatch.delenv(name)
+            await running.settle()
+            check_all_settled(running, server)
+
+
+@pytest.mark.trio
+async def test_numbers_that_no_event_has_are_passed_over(tmp_path: Path) -> None:
+    with misbehaving() as server:
+        async with rig(tmp_path, server.url) as running:
+            await running.settle()
+            running.outbox.last_seq = 1_000_000  # as a damaged sequence has it
+            running.loop.notice()
+            await running.wait(lambda: running.loop.cursor == 1_000_000)
+            await running.settle()
+        assert len(server.stored) == 20

@@ -8,8 +8,8 @@ import trio
 from kmd.config import Config, parse_config
 from kmd.mcp.names import Stream
 from kmd.outbox.outbox import Intake, Outbox
-from kmd.sync.destination import Sender
-from kmd.sync.fleet import Fleet
+from kmd.sync.destination import Sender, State
+from kmd.sync.fleet import RESTART_S, Fleet
 from tests.daemon.rows import START, message
 from tests.support.misbehaving import misbehaving, say
 
@@ -75,3 +75,21 @@ async def test_without_a_destination_nothing_is_pending(tmp_path: Path) -> None:
             fleet = Fleet(outbox, trio.CapacityLimiter(1), Sender("test", "host"), nursery)
             await fleet.apply(config())
             assert (fleet.lowest_cursor, fleet.told_end_seq, fleet.loops) == (5, 1, [])
+
+
+@pytest.mark.trio
+async def test_a_fault_of_ours_in_one_destination_is_shown_and_the_loop_is_started_again(tmp_path: Path) -> None:
+    with misbehaving() as server, Outbox(tmp_path / "outbox.db") as outbox:
+        fill(outbox, 5)
+        async with trio.open_nursery() as nursery:
+            fleet = Fleet(outbox, trio.CapacityLimiter(1), Sender("test", "a lone \ud800"), nursery)
+            await fleet.apply(config(server.url))
+            (loop,) = fleet.loops
+            with trio.fail_after(WAIT_S):
+                while not loop.last_error:
+                    await loop.wait_progress()
+            assert (loop.state, loop.last_error) == (State.RETRYING, "a fault in kmd (UnicodeEncodeError)")
+            assert loop.hint
+            assert 0 < (loop.next_attempt_s or 0) <= RESTART_S
+            nursery.cancel_scope.cancel()
+    assert not server.requests

@@ -10,7 +10,7 @@ import pytest
 from kmd.mcp.names import Stream
 from kmd.outbox.bounds import Limits
 from kmd.outbox.outbox import Intake, Outbox
-from kmd.outbox.repair import LOST
+from kmd.outbox.salvage import LOST
 from kmd.sync.plan import render_batch
 from kmd.wire import Batch
 from tests.daemon.rig import rig

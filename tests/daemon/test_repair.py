@@ -1,17 +1,23 @@
 """A damaged outbox never keeps kmd from running: it is set aside, what can be read goes on, the rest is counted."""
 
 import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
+import pysqlite3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kmd.mcp.row import Row
+from kmd.outbox.database import PAGE_BYTES
 from kmd.outbox.outbox import Outbox
-from kmd.outbox.repair import LOST
+from kmd.outbox.repair import salvaged_of
+from kmd.outbox.salvage import LOST
 from tests.daemon.test_bounds import fill
-from tests.support.processes import quick_km, read_status, running_kmd, start_kmd, wait_for
+from tests.support.misbehaving import misbehaving
+from tests.support.processes import quick_km, read_status, running_kmd, start_kmd, wait_for, write_config
 
 COUNT = 1500
 TABLE_LEAF = 13
@@ -28,6 +34,21 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         outbox.open_destination("team")
         outbox.settle("team", list(range(1, 501)), {17: "no"}, 5)
     return path
+
+
+def wipe_leaf(data: bytes) -> bytes:
+    """A file as *data*, but for zeros in the place of a page of events."""
+    leaves = [start for start in range(0, len(data), PAGE_BYTES) if data[start] == TABLE_LEAF]
+    start = leaves[len(leaves) // 2]
+    return data[:start] + bytes(PAGE_BYTES) + data[start + PAGE_BYTES :]
+
+
+def is_answering(home: Path) -> bool:
+    """Whether kmd answers; while it repairs, it does not."""
+    try:
+        return bool(read_status(home))
+    except OSError:
+        return False
 
 
 def damage(path: Path, into: Path, data: bytes) -> Path:
@@ -60,11 +81,7 @@ def examine(path: Path, *, altered: int = 0) -> int:
 
 
 def test_one_bad_page_of_events_costs_its_own_and_is_counted(pristine: Path, tmp_path: Path) -> None:
-    data = bytearray(pristine.read_bytes())
-    leaves = [start for start in range(0, len(data), 4096) if data[start] == TABLE_LEAF]
-    start = leaves[len(leaves) // 2]
-    data[start : start + 4096] = bytes(4096)
-    path = damage(pristine, tmp_path / "a", bytes(data))
+    path = damage(pristine, tmp_path / "a", wipe_leaf(pristine.read_bytes()))
     kept = examine(path)
     assert COUNT - 200 <= kept <= COUNT
     (aside,) = path.parent.glob("outbox.db.damaged-*")
@@ -122,3 +139,89 @@ def test_kmd_checks_the_file_after_a_crash_and_serves_what_is_left(tmp_path: Pat
         assert lost < 1000
         assert list(home.glob("outbox.db.damaged-*"))
     assert (home / "kmd.lock").read_bytes() == b""
+
+
+@pytest.mark.parametrize("size", [100, PAGE_BYTES])
+def test_a_damaged_header_costs_no_event(pristine: Path, tmp_path: Path, size: int) -> None:
+    data = pristine.read_bytes()
+    path = damage(pristine, tmp_path / "header", bytes(size) + data[size:])
+    assert examine(path) == COUNT
+    with Outbox(path) as outbox:
+        assert outbox.quarantine.counts == {"team": 1}
+        assert LOST not in outbox.read_totals(0).evicted
+    assert {part.name.partition(".damaged-")[0] for part in path.parent.iterdir()} == {"outbox.db"}
+
+
+def test_what_cannot_be_read_at_all_is_counted_in_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    path.write_bytes(b"nonsense" * 5000)
+    with Outbox(path) as outbox:
+        assert outbox.read_totals(0).evicted == {LOST: (0, 40000)}
+
+
+def test_a_last_number_that_no_file_could_hold_is_not_believed(pristine: Path, tmp_path: Path) -> None:
+    path = damage(pristine, tmp_path / "number", wipe_leaf(pristine.read_bytes()))
+    with closing(pysqlite3.connect(str(path))) as database:
+        database.execute("UPDATE sqlite_sequence SET seq = 4611686018427387904")
+        database.commit()
+    kept = examine(path)
+    assert COUNT - 200 <= kept < COUNT
+    with Outbox(path) as outbox:
+        assert outbox.read_totals(0).evicted[LOST][0] == COUNT - kept
+
+
+@pytest.mark.parametrize("moved", [(), ("-wal",), ("-wal", "")])
+def test_a_repair_that_was_killed_is_finished_or_begins_anew(
+    pristine: Path, tmp_path: Path, moved: tuple[str, ...]
+) -> None:
+    path = damage(pristine, tmp_path / "killed", pristine.read_bytes()[:-PAGE_BYTES])
+    whole = salvaged_of(path)
+    whole.write_bytes(pristine.read_bytes())
+    for suffix in ("-wal", ".salvaging", ".salvaging-wal", ".mended"):
+        path.with_name(path.name + suffix).write_bytes(b"what a killed one leaves")
+    for suffix in moved:
+        part = path.with_name(path.name + suffix)
+        part.rename(part.with_name(f"outbox.db.damaged-{1:020d}{suffix}"))
+    assert examine(path) == COUNT
+    assert not whole.exists()
+
+
+def test_a_repair_that_has_no_room_leaves_the_damaged_outbox_where_it_is(pristine: Path, tmp_path: Path) -> None:
+    data = wipe_leaf(pristine.read_bytes())
+    path = damage(pristine, tmp_path / "full", data)
+    program = (
+        "import resource, sys; from pathlib import Path; from kmd.errors import OutboxError, OutboxCorrupt\n"
+        "from kmd.outbox.outbox import Outbox\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "try: Outbox(Path(sys.argv[1]), check_first=True)\n"
+        "except OutboxCorrupt: sys.exit(4)\n"
+        "except OutboxError: sys.exit(3)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(path)], timeout=60, check=False).returncode == 3
+    assert [part.name for part in path.parent.iterdir()] == ["outbox.db"]
+    assert path.read_bytes()[PAGE_BYTES:] == data[PAGE_BYTES:]
+    assert examine(path) >= COUNT - 200
+
+
+def test_damage_that_is_met_while_kmd_runs_is_repaired_and_everything_else_is_delivered(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    write_config(home, ("team", "http://127.0.0.1:9", "key"))
+    kmd = start_kmd(home)
+    lines = b"".join(b"%06d %s\n" % (number, b"x" * 500) for number in range(2000))
+    subprocess.run(quick_km(home, "cat", "cat"), input=lines, stdout=subprocess.DEVNULL, check=True, timeout=30)
+    wait_for(lambda: read_status(home)["outbox"]["events"] == 4000, "the commits")
+    kmd.stop()  # after a clean stop nobody reads through the file
+    (home / "outbox.db").write_bytes(wipe_leaf((home / "outbox.db").read_bytes()))
+    with misbehaving() as server:
+        write_config(home, ("team", server.url, "key"))
+        with running_kmd(home) as kmd:
+            pid = kmd.process.pid
+
+            def lost() -> int:
+                evicted = read_status(home)["outbox"]["evicted"]
+                return int(evicted.get(LOST, {"events": 0})["events"])
+
+            wait_for(lambda: is_answering(home) and lost() + len(server.stored) == 4000, "what is left")
+            assert 0 < lost() < 200
+            assert read_status(home)["daemon"]["pid"] == pid
+            assert list(home.glob("outbox.db.damaged-*"))
