@@ -11,8 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 
-from km_server.config import ServerConfig
-from km_server.context import CONFIG, KEY, LIMIT_HEADERS, REQUEST_RATE, STORE
+from km_server.context import KEY, RATE_HEADERS, REQUEST_RATE, STORE
 from km_server.errors import ApiError
 from km_server.key_text import KEY_MAX_CHARS, KEY_PREFIX, digest_key
 from km_server.limits import too_many
@@ -43,9 +42,8 @@ async def recognise(store: Store, header: str | None) -> ApiKey:
     return key
 
 
-async def authenticate(store: Store, header: str | None, scope: Scope) -> ApiKey:
-    """The live key that a request shows, if it may do *scope*. Raises ApiError: 401, 403."""
-    key = await recognise(store, header)
+def require_scope(key: ApiKey, scope: Scope) -> None:
+    """Raises ApiError 403 unless the key may do *scope*."""
     if scope not in key.scopes:
         raise ApiError(
             403,
@@ -53,7 +51,6 @@ async def authenticate(store: Store, header: str | None, scope: Scope) -> ApiKey
             f"this API key lacks the scope '{scope}'",
             hint=f"make one: km-server keys create --tenant {key.tenant.name} --scope {scope}",
         )
-    return key
 
 
 def unauthorized(code: str, message: str) -> ApiError:
@@ -71,11 +68,11 @@ def guarded(scope: Scope, handler: TenantHandler) -> Handler:
     """*handler* behind a key with *scope* and its rate; it gets the store of the key's tenant."""
 
     async def guard(request: web.Request) -> web.StreamResponse:
-        request[LIMIT_HEADERS] = describe_limits(request.app[CONFIG])
         store = request.app[STORE]
-        key = await authenticate(store, request.headers.get("Authorization"), scope)
+        key = await recognise(store, request.headers.get("Authorization"))
         request[KEY] = key
-        charge(request, key)
+        charge(request, key)  # before its scope is looked at: asking for what it may not do costs the same
+        require_scope(key, scope)
         refuse_undecodable(request)
         return await handler(request, store.bind(key.tenant))
 
@@ -105,16 +102,6 @@ def charge(request: web.Request, key: ApiKey) -> None:
     grant = request.app[REQUEST_RATE].ask(key.id, time.monotonic())
     if grant is None:
         return
-    request[LIMIT_HEADERS].update(grant.headers)
+    request[RATE_HEADERS] = grant.headers
     if grant.wait_s:
         raise too_many("requests", grant)
-
-
-def describe_limits(config: ServerConfig) -> dict[str, str]:
-    """The bounds that do not depend on what was sent before, as headers."""
-    return {
-        "Km-Limit-Body-Bytes": str(config.max_body_bytes),
-        "Km-Limit-Inflated-Bytes": str(config.max_inflated_bytes),
-        "Km-Limit-Batch-Events": str(config.max_batch_events),
-        "Km-Limit-Event-Bytes": str(config.max_event_bytes),
-    }

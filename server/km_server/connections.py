@@ -17,6 +17,7 @@ from aiohttp.web_request import BaseRequest
 
 from km_server.config import ServerConfig
 from km_server.errors import ApiError
+from km_server.limits import describe_limits
 from km_server.metrics import Metrics
 from km_server.refusals import http_error, render_error, render_raw
 
@@ -42,6 +43,10 @@ class Door:
     busy: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
+    limit_headers: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.limit_headers = describe_limits(self.config)
 
     def changed(self, step: int) -> None:
         """A request began (+1) or is answered (-1)."""
@@ -171,7 +176,7 @@ class Connection(RequestHandler):
         log.info("refused", status=error.status, code=error.code)
         self._door.metrics.refused.labels(error.code).inc()
         if self.transport is not None:
-            self.transport.write(render_raw(error))
+            self.transport.write(render_raw(error, self._door.limit_headers))
         self.force_close()
 
     def handle_error(
@@ -187,6 +192,7 @@ class Connection(RequestHandler):
         self._door.metrics.malformed.inc()
         log.info("malformed", status=status, error=type(exc).__name__)
         response = render_error(describe_malformed(status, exc))
+        response.headers.update(self._door.limit_headers)
         response.force_close()
         return response
 

@@ -21,5 +21,5 @@ EVENT_RATE = web.AppKey("event_rate", RateLimiter)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 KEY = web.RequestKey("key", ApiKey)
-LIMIT_HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("limit_headers", dict)
-"""The headers that tell a caller its limits; every answer carries them."""
+RATE_HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("rate_headers", dict)
+"""The headers that tell the key of a request where it stands."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from km_server.config import ServerConfig
 from km_server.errors import ApiError
 
 SLOTS = 65_536
@@ -28,6 +29,13 @@ class Rate:
 
     per_s: float
     burst: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is the same for every key; none where there is no limit."""
+        if self.per_s <= 0:
+            return {}
+        return {"RateLimit-Limit": str(self.burst), "RateLimit-Policy": f"{self.burst};w={self.window_s}"}
 
     @property
     def window_s(self) -> int:
@@ -48,10 +56,9 @@ class Grant:
     def headers(self) -> dict[str, str]:
         """For every answer. Source: draft-ietf-httpapi-ratelimit-headers, in the three-field form that is in use."""
         return {
-            "RateLimit-Limit": str(self.rate.burst),
+            **self.rate.headers,
             "RateLimit-Remaining": str(self.remaining),
             "RateLimit-Reset": str(self.reset_s),
-            "RateLimit-Policy": f"{self.rate.burst};w={self.rate.window_s}",
         }
 
 
@@ -87,6 +94,17 @@ class RateLimiter:
     def _remaining(self, served_until: float, now_s: float) -> int:
         left = self.rate.burst - (served_until - now_s) * self.rate.per_s
         return max(0, math.floor(left + 1e-6))
+
+
+def describe_limits(config: ServerConfig) -> dict[str, str]:
+    """The bounds that do not depend on who asks and on what was sent before, as headers."""
+    return {
+        "Km-Limit-Body-Bytes": str(config.max_body_bytes),
+        "Km-Limit-Inflated-Bytes": str(config.max_inflated_bytes),
+        "Km-Limit-Batch-Events": str(config.max_batch_events),
+        "Km-Limit-Event-Bytes": str(config.max_event_bytes),
+        **Rate(config.rate_requests_per_s, config.rate_requests_burst).headers,
+    }
 
 
 def too_many(what: str, grant: Grant) -> ApiError:

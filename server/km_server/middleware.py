@@ -14,7 +14,7 @@ from aiohttp import web
 
 from km_server.auth import Handler
 from km_server.connections import Connection
-from km_server.context import DOOR, LIMIT_HEADERS, METRICS, PROXIES, REQUEST_ID
+from km_server.context import DOOR, METRICS, PROXIES, RATE_HEADERS, REQUEST_ID
 from km_server.metrics import METHODS
 from km_server.refusals import FIXED_HEADERS, render_error, translate
 
@@ -73,4 +73,5 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     response.headers.update(FIXED_HEADERS)
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
-    response.headers.update(request.get(LIMIT_HEADERS, {}))
+    response.headers.update(request.app[DOOR].limit_headers)
+    response.headers.update(request.get(RATE_HEADERS, {}))

@@ -1,6 +1,7 @@
 """Errors to answers: one shape for every answer that is no success, whoever refused."""
 
 import traceback
+from collections.abc import Mapping
 
 import msgspec
 import structlog
@@ -81,14 +82,15 @@ def render_error(error: ApiError) -> web.Response:
     )
 
 
-def render_raw(error: ApiError) -> bytes:
-    """The answer as bytes, for a connection that has no request."""
+def render_raw(error: ApiError, more: Mapping[str, str]) -> bytes:
+    """The answer as bytes, with *more* headers, for a connection that has no request."""
     body = encode_error(error)
     headers = {
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
         "Connection": "close",
         **FIXED_HEADERS,
+        **more,
         **error.headers,
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

@@ -13,6 +13,7 @@ import zstandard
 from km_server.api.routes import OPERATIONS
 from km_server.store.values import Scope
 
+from kmd.wire import Event, Session
 from tests.server.clients import Api, ask_file, make_batch, make_event, make_session, open_api
 from tests.server.conftest import NUMBERS, Served
 
@@ -49,6 +50,13 @@ def body(event: str = "", session: str = "", top: str = "") -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def list_texts(shape: type[msgspec.Struct]) -> list[str]:
+    """The fields that hold text, `session` first; but a payload: that may hold anything."""
+    fields = msgspec.structs.fields(shape)
+    texts = [field.name for field in fields if field.type in (str, str | None)]
+    return [name for name in texts if not name.startswith("payload")]
+
+
 BODIES = {
     "deep beside": body(top=f', "later": {deep(64)}'),
     "deep in the event": body(event=f', "later": {deep(64)}'),
@@ -57,10 +65,10 @@ BODIES = {
     "very deep": body(event=f', "later": {deep(100_000)}'),
     "deep instead": deep(64).encode(),
     "deep instead of an event": f'{{"batch_id": "b", "events": [{deep(64)}]}}'.encode(),
-    "NUL in a method": body(event=', "method": "a\\u0000b"'),
-    "NUL in an id": body(event=', "rpc_id": "\\u0000"'),
     "NUL in an unknown field": body(event=', "later": {"a\\u0000": 1}'),
-    "NUL in a session": body(session=', "host": "\\u0000"'),
+    **{f"NUL in an event's {name}": body(event=f', "{name}": "a\\u0000b"') for name in list_texts(Event)},
+    **{f"NUL in a session's {name}": body(session=f', "{name}": "a\\u0000b"') for name in list_texts(Session)[1:]},
+    "NUL in a session's own name": body(', "session": "a\\u0000b"', ', "session": "a\\u0000b"'),
     "NUL in the batch's name": b'{"batch_id": "\\u0000", "sent_by": "x", "lost_events": 9}',
     "NUL in the sender": b'{"batch_id": "b", "sent_by": "a\\u0000", "lost_events": 9}',
     "a raw NUL": body(event=', "method": "a\x00b"'),
@@ -72,6 +80,8 @@ BODIES = {
     "a huge offset": body(event=', "offset": 1' + "0" * 400),
     "a huge time": body(event=', "at_ns": 1e400'),
     "a huge number in an unknown field": body(event=', "later": 1e400'),
+    "a huge whole number in an unknown field": body(event=', "later": [{"a": 1' + "0" * 400 + "}]"),
+    "a negative one": body(event=', "later": -9223372036854775809'),
     "a huge loss": b'{"batch_id": "b", "lost_events": 1' + b"0" * 400 + b"}",
     "a negative offset": body(event=', "offset": -1'),
     "a payload that is not its size": body(event=', "size_bytes": 7'),

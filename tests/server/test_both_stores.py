@@ -216,6 +216,10 @@ def test_the_list_of_sessions(store_url: str) -> None:
             assert found == [f"s{number}" for number in range(8, -1, -1)]
             odd = await tenant.list_sessions(SessionQuery(limit=9, server="git"))
             assert {one.session.session for one in odd.sessions} == {"s1", "s3", "s5", "s7"}
+            twins = [Session(session=name, name="new", started_at_ns=NOW_NS) for name in ("t2", "t3", "t1")]
+            await tenant.ingest(twins, [])
+            alike = await tenant.list_sessions(SessionQuery(limit=9, server="new"))
+            assert [one.session.session for one in alike.sessions] == ["t3", "t2", "t1"]
             some = await tenant.list_sessions(SessionQuery(limit=9, from_ns=NOW_NS + 3, to_ns=NOW_NS + 5))
             assert {one.session.session for one in some.sessions} == {"s3", "s4"}
             assert await tenant.find_session("s99") is None

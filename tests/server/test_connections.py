@@ -203,6 +203,7 @@ def test_connections_are_bounded(tmp_path: Path) -> None:
                 refusal = read_all(third)
                 assert read_error(refusal) == (503, "too_many_connections")
                 assert b"Retry-After" in refusal
+                assert b"Km-Limit-Batch-Events: 1000" in refusal
         wait_for(lambda: httpx.get(url + "/health/live", timeout=WAIT_S).status_code == 200, "a free place")
 
 

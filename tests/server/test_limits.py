@@ -97,7 +97,45 @@ def test_every_answer_says_the_limits(api: Api) -> None:
         assert {name.title() for name in answer.headers} >= {name.title() for name in RATE_HEADERS | BOUND_HEADERS}
     remaining = [int(answer.headers["RateLimit-Remaining"]) for answer in answers]
     assert max(remaining) <= int(answers[0].headers["RateLimit-Limit"])
-    assert httpx.get(api.http.base_url.join("/api/v1/stats")).headers.keys() >= {"km-limit-body-bytes"}
+
+
+STATIC_HEADERS = BOUND_HEADERS | {"RateLimit-Limit", "RateLimit-Policy"}
+"""What can be said to somebody without a key."""
+
+
+def test_an_answer_to_nobody_says_what_holds_for_everybody(api: Api) -> None:
+    url = str(api.http.base_url).rstrip("/")
+    answers = {
+        "no key": httpx.get(f"{url}/api/v1/stats"),
+        "no such key": httpx.get(f"{url}/api/v1/stats", headers={"Authorization": "Bearer km_none"}),
+        "no such path": api.http.get("/api/v1/nothing"),
+        "not with this method": api.http.put("/api/v1/stats"),
+        "an odd expectation": api.http.get("/api/v1/stats", headers={"Expect": "miracles"}),
+        "a long header": api.http.get("/api/v1/stats", headers={"X-Long": "x" * 20_000}),
+        "many headers": api.http.get("/api/v1/stats", headers={f"X-{n}": "x" for n in range(300)}),
+        "the document": httpx.get(f"{url}/api/openapi.json"),
+        "a probe": httpx.get(f"{url}/health/live"),
+    }
+    statuses = [answer.status_code for answer in answers.values()]
+    assert statuses == [401, 401, 404, 405, 417, 431, 400, 200, 200]
+    for name, answer in answers.items():
+        assert {header.title() for header in answer.headers} >= {header.title() for header in STATIC_HEADERS}, name
+
+
+def test_asking_for_what_the_key_may_not_do_costs_the_same(api: Api) -> None:
+    answers = [api.http.delete("/api/v1/sessions/s1") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [403, 403]
+    limit, remaining = (int(answers[1].headers[f"RateLimit-{name}"]) for name in ("Limit", "Remaining"))
+    assert remaining < limit
+
+
+def test_without_a_rate_nothing_is_said_of_it(tmp_path: Path) -> None:
+    database = tmp_path / "server.db"
+    config = ServerConfig(database_url(database), port=0, rate_requests_per_s=0.0)
+    with app_in_thread(config) as url, open_api(url, database, "acme") as api:
+        headers = api.http.get("/api/v1/stats").headers
+        assert "Km-Limit-Body-Bytes" in headers
+        assert not [name for name in headers if name.startswith("ratelimit")]
 
 
 def test_a_key_that_asks_too_often_is_told_when_to_come_again(tmp_path: Path) -> None:

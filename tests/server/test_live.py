@@ -122,7 +122,9 @@ def test_a_feed_ends_with_the_server(tmp_path: Path) -> None:
 
 
 def test_a_feed_ends_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "HEARTBEAT_S", 0.1)
+    """Also where the store wakes its followers more often than the key is looked at."""
+    monkeypatch.setattr(live, "HEARTBEAT_S", 0.5)
+    monkeypatch.setattr("km_server.store.sqlite.store.NEWS_POLLED_S", 0.05)
     database = tmp_path / "server.db"
     with (
         app_in_thread(ServerConfig(database_url(database), port=0)) as url,
@@ -132,6 +134,26 @@ def test_a_feed_ends_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert follower.started.wait(WAIT_S)
         assert run("keys", "revoke", "1", "--database-url", database_url(database)).returncode == 0
         assert follower.next() is None
+
+
+def test_what_nobody_asked_for_does_not_hold_up_what_is_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A portion in which nothing matches is no reason to wait for the next commit."""
+    monkeypatch.setattr(live, "PORTION", 5)
+    monkeypatch.setattr(live, "HEARTBEAT_S", 4 * WAIT_S)
+    monkeypatch.setattr("km_server.store.sqlite.store.NEWS_POLLED_S", 4 * WAIT_S)
+    database = tmp_path / "server.db"
+    with (
+        app_in_thread(ServerConfig(database_url(database), port=0)) as url,
+        open_api(url, database, "acme") as api,
+    ):
+        events = [*(make_event(number) for number in range(30)), make_event(30, target="needle")]
+        api.send(make_batch(events))
+        with following(api, last="0", text="needle") as follower:
+            item = follower.next()
+            assert item
+            assert item["target"] == "needle"
 
 
 def test_feeds_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

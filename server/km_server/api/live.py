@@ -70,15 +70,17 @@ def parse_mark(text: str) -> int | None:
 
 async def follow(request: web.Request, store: TenantStore, mark: int | None, where: Filter) -> AsyncIterator[bytes]:
     """The stream in pieces."""
-    draining = request.app[DOOR].draining
+    draining, clock = request.app[DOOR].draining, asyncio.get_running_loop().time
     news = await store.read_news(mark, where, PORTION)
+    allowed_at = clock()
     yield f"retry: {RETRY_MS}\n\n".encode() + render_news(news, store.tenant.usd_per_kb)
     while not draining.is_set():
-        before = asyncio.get_running_loop().time()
-        if not news.events:
+        if not (news.events or news.has_more):
             await first_of(store.wait_news(HEARTBEAT_S), draining.wait())
-        if asyncio.get_running_loop().time() - before >= HEARTBEAT_S and not await still_allowed(request):
-            return
+        if clock() - allowed_at >= HEARTBEAT_S:  # however the waits were cut up, and however much there was to tell
+            if not await still_allowed(request):
+                return
+            allowed_at = clock()
         await first_of(asyncio.sleep(PAUSE_S), draining.wait())
         news = await store.read_news(news.mark, where, PORTION)
         yield render_news(news, store.tenant.usd_per_kb)

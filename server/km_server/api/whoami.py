@@ -4,9 +4,9 @@ import msgspec
 from aiohttp import web
 
 from km_server.api.operations import Operation, Success, answer
-from km_server.auth import charge, describe_limits, recognise
+from km_server.auth import charge, recognise
 from km_server.config import read_version
-from km_server.context import CONFIG, LIMIT_HEADERS, STORE
+from km_server.context import STORE
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -20,7 +20,6 @@ class Identity(msgspec.Struct, frozen=True):
 
 async def get_whoami(request: web.Request) -> web.Response:
     """The identity behind the key that the request shows. Raises ApiError: 401, 429."""
-    request[LIMIT_HEADERS] = describe_limits(request.app[CONFIG])
     key = await recognise(request.app[STORE], request.headers.get("Authorization"))
     charge(request, key)
     identity = Identity(

@@ -37,7 +37,7 @@ UNKNOWN_MEMBER = "Invalid enum value"
 """Of all the decoder's sentences this one goes on with the value itself."""
 NUL_ESCAPE = b"\\u0000"
 HINT = "see docs/http-api.md"
-SESSION_TEXTS = ("session", "name", "command", "host")
+SESSION_TEXTS = ("session", "name", "command", "host", "closed_first")
 EVENT_TEXTS = ("session", "method", "target", "rpc_id")
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ def holds_nul(batch: PlainBatch) -> bool:
     """Whether any text but a payload holds a NUL. To look through the body for the escape takes three times as long."""
     texts = [batch.batch_id, batch.sent_by]
     for session in batch.sessions:
-        texts += (session.session, session.name, session.command, session.host)
+        texts += (session.session, session.name, session.command, session.host, session.closed_first)
     for event in batch.events:
         texts += (event.session, event.method or "", event.target or "", event.rpc_id or "")
     return "\0" in "".join(texts)

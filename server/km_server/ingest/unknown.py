@@ -7,6 +7,9 @@ what no store and no reader can bear.
 
 import msgspec
 
+NUMBER_MIN, NUMBER_MAX = -(2**63), 2**64 - 1
+"""Whole numbers beyond 64 bits: many a reader of `extra` fails on them or makes another number of them."""
+
 DEPTH_MAX = 32
 """Levels of lists and objects in a field; deeper ones only serve to exhaust a parser's stack."""
 
@@ -50,6 +53,8 @@ def find_problem(value: object) -> str:
         texts += [name for one in layer if isinstance(one, dict) for name in one]
         if any("\0" in text for text in texts):
             return "one of its unknown fields holds a NUL"
+        if any(isinstance(one, int) and not NUMBER_MIN <= one <= NUMBER_MAX for one in layer):
+            return "one of its unknown fields holds a number beyond 64 bits"
         layer = [inner for one in layer for inner in list_parts(one)]
     return ""
 

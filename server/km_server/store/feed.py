@@ -262,9 +262,10 @@ def read_news(tenant_id: int, mark: int, until: int, where: Filter, limit: int) 
     text += f" AND e.id > {values.mark(mark)} AND e.id <= {values.mark(until)} ORDER BY e.id"
     rows = yield values.question(f"{text} LIMIT {values.mark(limit)}")
     events = [parse_event(row) for row in rows]
-    reached = events[-1].id if len(events) == limit else until
+    has_more = len(events) == limit
+    reached = events[-1].id if has_more else until
     if where.text is not None:
         needle = where.text.encode().lower()
         whole = yield from attach(tenant_id, events)
         events = [replace(stored, payload=None, extra=None) for stored in whole if holds(stored, needle)]
-    return News(events, max(mark, reached))
+    return News(events, max(mark, reached), has_more)

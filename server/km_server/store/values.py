@@ -269,10 +269,15 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Events that were committed after a mark, in the order of their ids, and the mark to go on from."""
+    """
+    Events that were committed after a mark, in the order of their ids, and the mark to go on from.
+
+    has_more: there may be others after the mark already, even where none of these matched.
+    """
 
     events: Sequence[StoredEvent]
     mark: int
+    has_more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def ingest(
 def find_sessions(connection: sqlite3.Connection, tenant_id: int, offer: Offer) -> dict[str, KnownSession]:
     """The sessions of an offer, those that it describes made or filled in."""
     known = {}
-    for name, (session, _) in offer.sessions.items():
+    for name, (session, _) in sorted(offer.sessions.items()):  # as in PostgreSQL: equal starts are listed alike
         known[name] = upsert_session(connection, tenant_id, session)
     for name in offer.places.keys() - offer.sessions.keys():
         row = connection.execute(
