@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from kmctl.config_file import Written, read_config, replace_config
+from kmctl.config_file import read_config, replace_config, report
 from kmctl.options import chosen_home, current_places, home_flag, home_option, json_option
 from kmctl.screen import print_json
 from kmctl.text import harmless
@@ -182,18 +182,6 @@ def write(setting: Setting, old: str | None, new: str, *, as_json: bool) -> int:
     if written.changed and setting.name in AFTER_RESTART:
         lines.append(f"kmd takes it up when it starts again: kmctl service restart{home_flag()}")
     return report(written, lines)
-
-
-def report(written: Written, lines: list[str]) -> int:
-    """Print *lines*, and what kmd made of the change."""
-    for line in lines:
-        click.echo(harmless(line))
-    if written.reloaded:
-        click.echo("kmd has read the new configuration")
-    if written.reload_error:
-        click.echo(f"error: kmd did not take the new configuration: {harmless(written.reload_error)}", err=True)
-        return 1
-    return 0
 
 
 def edit_text(text: str, path: Path) -> str:

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
+
 from kmctl.daemon import ask
+from kmctl.text import harmless
 from kmd.config import read_regular, write_private
 from kmd.errors import ConfigError, DaemonUnavailable, KilometersError
 
@@ -63,3 +66,15 @@ def replace_config(path: Path, socket: Path, old: str | None, new: str, *, keep_
     backup = write_config(path, old if keep_old else None, new)
     reloaded, reload_error = reload_daemon(socket)
     return Written(changed=True, backup=backup, reloaded=reloaded, reload_error=reload_error)
+
+
+def report(written: Written, lines: list[str]) -> int:
+    """Print *lines*, and what kmd made of the change. Returns the exit code: 1 when kmd did not take it."""
+    for line in lines:
+        click.echo(harmless(line))
+    if written.reloaded:
+        click.echo("kmd has read the new configuration")
+    if written.reload_error:
+        click.echo(f"error: kmd did not take the new configuration: {harmless(written.reload_error)}", err=True)
+        return 1
+    return 0

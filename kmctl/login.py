@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kmctl.config_file import Written, read_config, replace_config
+from kmctl.config_file import Written, read_config, replace_config, report
 from kmctl.edit import put_destination
 from kmctl.identity import Identity, ask_identity, check_may_send
 from kmctl.init import Answers, read_key
@@ -129,12 +129,5 @@ def show(kept: Destination, identity: Identity, written: Written, places: Places
         )
         return 1 if written.reload_error else 0
     where = "the keyring" if kept.key_from == KeySource.KEYRING else str(key_file(places.config_file))
-    click.echo(harmless(f"{kept.name}: {kept.url}"))
-    click.echo(harmless(f"tenant {identity.tenant}, scopes {', '.join(identity.scopes)}"))
-    click.echo(harmless(f"the key is in {where}"))
-    if written.reloaded:
-        click.echo("kmd has read the new configuration")
-    if written.reload_error:
-        click.echo(f"error: kmd did not take the new configuration: {harmless(written.reload_error)}", err=True)
-        return 1
-    return 0
+    whose = f"tenant {identity.tenant}, scopes {', '.join(identity.scopes)}"
+    return report(written, [f"{kept.name}: {kept.url}", whose, f"the key is in {where}"])

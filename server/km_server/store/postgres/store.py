@@ -5,13 +5,13 @@ Questions run in read-only transactions on one snapshot; each names its tenant, 
 tenant's rows only. A superuser or a role with BYPASSRLS is not bound by it: that is said in the facts.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from km_server.store.asked import Ask, AskedStore
+from km_server.store.bell import Bell
 from km_server.store.counting import CREATE_FRESH
 from km_server.store.fate import read_clock
 from km_server.store.judge import make_offer
@@ -39,8 +39,8 @@ class PostgresEngine:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
-        self._news = asyncio.Event()
-        self._loader = Loader(pool, self._tell)
+        self._bell = Bell(NEWS_POLLED_S)
+        self._loader = Loader(pool, self._bell.ring)
 
     async def ask(self, tenant_id: int | None, ask: Ask[T]) -> T:
         async def attempt() -> T:
@@ -86,16 +86,7 @@ class PostgresEngine:
         return await persist(attempt)
 
     async def wait_news(self, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(min(timeout_s, NEWS_POLLED_S)):
-                await self._news.wait()
-        except TimeoutError:
-            pass
-
-    def _tell(self) -> None:
-        """Wake whoever follows; who comes later waits for the next ones."""
-        self._news.set()
-        self._news = asyncio.Event()
+        await self._bell.wait(timeout_s)
 
     async def check(self) -> None:
         async def attempt() -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from km_server.store.asked import Ask, AskedStore
+from km_server.store.bell import Bell
 from km_server.store.fate import read_clock
 from km_server.store.protocol import Store
 from km_server.store.sqlite import insert
@@ -35,7 +36,7 @@ class SqliteEngine:
     def __init__(self, writer: Writer, readers: Readers) -> None:
         self._writer = writer
         self._readers = readers
-        self._news = asyncio.Event()
+        self._bell = Bell(NEWS_POLLED_S)
 
     async def ask(self, tenant_id: int | None, ask: Ask[T]) -> T:
         return await self._readers.ask(lambda db: insert.answer(db, ask()))
@@ -54,23 +55,14 @@ class SqliteEngine:
             return insert.ingest(transaction, tenant, clock, sessions, arrivals)
 
         verdicts = await self._writer.submit(work, weight=len(sessions) + len(arrivals))
-        self._tell()
+        self._bell.ring()
         return verdicts
 
     async def newest_id(self) -> int:
         return await self._readers.ask(insert.read_newest_id)
 
     async def wait_news(self, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(min(timeout_s, NEWS_POLLED_S)):
-                await self._news.wait()
-        except TimeoutError:
-            pass
-
-    def _tell(self) -> None:
-        """Wake whoever follows; who comes later waits for the next ones."""
-        self._news.set()
-        self._news = asyncio.Event()
+        await self._bell.wait(timeout_s)
 
     async def check(self) -> None:
         await self._readers.ask(lambda db: db.execute("SELECT 1 FROM tenants LIMIT 1").fetchone())
