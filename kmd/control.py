@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from kmd.errors import KilometersError, OutboxCorrupt
-from kmd.intake.adoption import adopt_spools
+from kmd.intake.adoption import Adopter, count_aside
 from kmd.intake.sessions import LiveSession, Sessions
 from kmd.mcp.names import Stream
 from kmd.mcp.row import Row
@@ -54,6 +54,7 @@ class Control:
     home: Path
     config_file: Path
     spool_dir: Path
+    adopter: Adopter
     sqlite: str
     outbox: Outbox
     sessions: Sessions
@@ -212,6 +213,14 @@ def list_warnings(control: Control) -> list[dict[str, Any]]:
     if percent := control.housekeeper.fill_percent:
         message = f"undelivered events take {percent} % of the outbox's bound; at 100 % the oldest go"
         warnings.append({"message": message, "hint": "mend the destination, or raise outbox.max_bytes"})
+    if refused := control.adopter.refused:
+        name, refusal = next(iter(refused.items()))
+        more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
+        message = f"the spool {name} cannot be taken in: {refusal.reason}{more}"
+        warnings.append({"message": message, "hint": "it is kept and tried again; 'kmctl flush' tries now"})
+    if aside := count_aside(control.spool_dir):
+        message = f"{aside} spools could not be read and are kept; what is in them is not captured"
+        warnings.append({"message": message, "hint": f"look at *.unreadable in {control.spool_dir}, and remove them"})
     capacity = control.sessions.capacity
     if capacity.is_full:
         message = f"{capacity.connected} relays are connected, and no more fit; others write spools meanwhile"
@@ -252,7 +261,7 @@ def render_destination(loop: DestinationLoop) -> dict[str, Any]:
 
 async def flush(control: Control, timeout_s: float) -> AsyncIterator[dict[str, Any]]:
     """Send what was committed before the call, to every destination; ends when that is settled or cannot be."""
-    await adopt_spools(control.spool_dir, control.sessions)
+    await control.adopter.take_in(anew=True)
     mark = await trio.to_thread.run_sync(control.outbox.read_last_seq)
     ends_mark = control.outbox.last_end_seq
     tries = {id(loop): loop.tries for loop in control.fleet.loops}

@@ -25,6 +25,9 @@ NO_STREAM = 255
 
 BODY_MAX_BYTES = 1 << 20
 """Largest body that a reader accepts: room for any chunk (64 KiB) and any HELLO; checked before allocating."""
+EFFORT_BYTES, EFFORT_SHARE = 256 << 20, 16
+"""How much of bodies that turned out to be none a reader goes through in a damaged file: so much at first, and so much
+for each byte of it. A flipped bit costs one body; bytes that look like header after header would take for ever."""
 POSITION_MAX = 1 << 60
 """Largest offset or gap that a reader accepts: sums of a few of them still fit a signed 64-bit integer."""
 TIME_MAX_NS = (1 << 63) - 1
@@ -177,17 +180,19 @@ class RecordReader:
     trusts_bodies: whether a body is believed that no CRC covers; no, for a file that a power loss may have torn.
     """
 
-    __slots__ = ("_buffer", "_salvage", "lost_bytes", "trusts_bodies")
+    __slots__ = ("_buffer", "_effort_bytes", "_salvage", "lost_bytes", "trusts_bodies")
 
     def __init__(self, *, salvage: bool = False) -> None:
         self._buffer = bytearray()
         self._salvage = salvage
+        self._effort_bytes = EFFORT_BYTES
         self.lost_bytes = 0
         self.trusts_bodies = True
 
     def feed(self, chunk: bytes) -> Iterator[Record]:
         """Yield each record that *chunk* completes. Raises RecordError; the reader is of no use after that."""
         self._buffer += chunk
+        self._effort_bytes += EFFORT_SHARE * len(chunk)
         return self._cut(is_end=False)
 
     def finish(self) -> Iterator[Record]:
@@ -222,10 +227,21 @@ class RecordReader:
             del buffer[:start]
 
     def _pass_over(self, start: int) -> int:
-        """No record begins at *start*: where the next one may."""
+        """No record begins at *start*: where the next one may. Raises RecordError: looking for it takes too long."""
+        self._effort_bytes -= min(claimed_bytes(self._buffer, start), len(self._buffer) - start)
+        if self._effort_bytes < 0:
+            raise RecordError("it is damaged beyond reading")
         following = find_plausible_head(self._buffer, start + 1)
         self.lost_bytes += following - start
         return following
+
+
+def claimed_bytes(buffer: bytearray, start: int) -> int:
+    """How long the body is that a header at *start* speaks of; 0 where there is no header."""
+    try:
+        return parse_head(buffer, start).length
+    except RecordError:
+        return 0
 
 
 def find_plausible_head(buffer: bytearray, start: int) -> int:

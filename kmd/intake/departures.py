@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from kmd.errors import OutboxCorrupt, OutboxError
+from kmd.intake.adoption import SUFFIX
 from kmd.intake.relay_life import is_gone
 from kmd.intake.session_intake import CLOSED_BY_RELAY
 from kmd.intake.sessions import Sessions
@@ -85,4 +86,4 @@ class Departures:
         log.info("a relay was killed; its session is over", session=one.session)
 
     def _has_spool(self, session: str) -> bool:
-        return any(self._spool_dir.glob(f"{session}*"))
+        return any(self._spool_dir.glob(f"{session}*{SUFFIX}"))

@@ -59,10 +59,18 @@ def parse_hello(record: Record) -> SessionStart:
         raise RecordError("a hello that lacks something") from exc
     if protocol not in PROTOCOLS:
         raise RecordError(f"protocol {protocol}, and this kmd speaks {PROTOCOL}: upgrade the older of the two")
-    is_id = len(session) == 36 and all(char in "0123456789abcdef-" for char in session)
-    if not is_id or not 0 <= started_at_ns < 2**63 or not (0 <= pid < 2**31 and 0 <= relay_pid < 2**31):
+    if (
+        not is_session_id(session)
+        or not 0 <= started_at_ns < 2**63
+        or not (0 <= pid < 2**31 and 0 <= relay_pid < 2**31)
+    ):
         raise RecordError("a hello with an impossible number")
     return SessionStart(session, name or command or UNNAMED, command, pid, started_at_ns, relay_pid)
+
+
+def is_session_id(text: str) -> bool:
+    """Whether *text* may name a session."""
+    return len(text) == 36 and all(char in "0123456789abcdef-" for char in text)
 
 
 def parse_lengths(bye: Record) -> dict[Stream, int]:
@@ -80,10 +88,14 @@ def parse_lengths(bye: Record) -> dict[Stream, int]:
 class SessionIntake:
     """Feeds one session's records to its conversation and commits what comes out."""
 
-    def __init__(self, sessions: Sessions, live: LiveSession, known: KnownSession) -> None:
+    def __init__(
+        self, sessions: Sessions, live: LiveSession, known: KnownSession, *, passes_over: bool = False
+    ) -> None:
+        """passes_over: a record that makes no sense is left out, and is a gap; on a connection it ends that."""
         self._sessions = sessions
         self._live = live
         self._known = known
+        self._passes_over = passes_over
         self._durable = {stream: known.durable.get(stream, 0) for stream in STREAMS}
         self._conversation = Conversation(known.durable, sessions.max_message_bytes)
         self._conversation.restore(known.open_requests)
@@ -103,20 +115,27 @@ class SessionIntake:
         """Feed records to the conversation. Raises RecordError on one that has no place here."""
         taken = Taken()
         for record in records:
-            if record.type == RUN:
-                for number, offset, chunk, at_ns in parse_run(record.body):
-                    taken.messages += self._take_chunk(STREAMS[number], offset, chunk, at_ns)
-            elif record.type == DATA and record.stream < len(STREAMS):
-                stream = STREAMS[record.stream]
-                taken.messages += self._take_chunk(stream, record.offset, record.body, record.at_ns)
-            elif record.type == GAP and record.stream < len(STREAMS):
-                self._conversation.take_gap(STREAMS[record.stream], record.offset, parse_gap(record.body))
-            elif record.type == BYE:
-                taken.messages += self._conversation.finish(parse_lengths(record))
-                taken.bye = record
-            else:
-                raise RecordError("a record that does not belong here")
+            try:
+                self._take_record(record, taken)
+            except RecordError:
+                if not self._passes_over:
+                    raise
         return taken
+
+    def _take_record(self, record: Record, taken: Taken) -> None:
+        if record.type == RUN:
+            for number, offset, chunk, at_ns in parse_run(record.body):
+                taken.messages += self._take_chunk(STREAMS[number], offset, chunk, at_ns)
+        elif record.type == DATA and record.stream < len(STREAMS):
+            stream = STREAMS[record.stream]
+            taken.messages += self._take_chunk(stream, record.offset, record.body, record.at_ns)
+        elif record.type == GAP and record.stream < len(STREAMS):
+            self._conversation.take_gap(STREAMS[record.stream], record.offset, parse_gap(record.body))
+        elif record.type == BYE:
+            taken.messages += self._conversation.finish(parse_lengths(record))
+            taken.bye = record
+        else:
+            raise RecordError("a record that does not belong here")
 
     def _take_chunk(self, stream: Stream, offset: int, chunk: bytes, at_ns: int) -> list[Message]:
         self._live.count(stream, len(chunk))

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from kmd.intake import departures, relay_life
-from kmd.intake.adoption import adopt_spools
+from kmd.intake.adoption import Adopter
 from kmd.intake.capacity import Capacity
 from kmd.intake.departures import Departures
 from kmd.intake.relay_life import is_gone, read_boot, read_born, read_mark
@@ -167,14 +167,14 @@ async def test_a_spool_without_an_end_ends_with_it_unless_there_was_one(tmp_path
         os.utime(spool, ns=(7_000, 7_000))
         await watch.look()
         assert outbox.read_ends(0, 10) == []  # there is more to come
-        assert await adopt_spools(spool.parent, sessions) == 1
+        assert await Adopter(spool.parent, sessions).take_in() == 1
         assert sessions.left_at_ns == {}
         (end,) = outbox.read_ends(0, 10)
         assert (end.ended_at_ns, end.closed_first) == (7_000, "relay")
         async with sessions.enter(SessionStart(ME, "s", "c", 1, 5)) as (_, known):
             await sessions.writer.commit(Intake(known.session_id, [], {}, ended_at_ns=9, closed_first="client"))
         spool.write_bytes(spool_bytes(1))
-        assert await adopt_spools(spool.parent, sessions) == 1
+        assert await Adopter(spool.parent, sessions).take_in() == 1
         (end,) = outbox.read_ends(0, 10)
         assert (end.ended_at_ns, end.closed_first) == (9, "client")
 
