@@ -161,10 +161,22 @@ def test_what_a_tenant_does_not_keep_goes_and_does_not_come_back(store_url: str)
             assert {verdict.reason for verdict in verdicts[:-1]} == {"it is older than what this tenant keeps"}
             assert await keeping.read_refusals() == {"expired": 20}
             assert await other.read_refusals() == {}
+            for one in (keeping, other):
+                await one.ingest([empty_session("done", 10, 9), empty_session("goes on", 10), empty_session("new", 1)], [])
+            await store.maintain()
+            left = [name for name in ("done", "goes on", "new", "s1") if await keeping.find_session(name)]
+            assert left == ["new", "s1"]
+            assert await other.find_session("done")
             assert [progress async for progress in keeping.rebuild_rollups()]
             await assert_figures_are_a_recount(keeping)
 
     asyncio.run(scenario())
+
+
+def empty_session(name: str, began: int, ended: int | None = None) -> Session:
+    """A session without events that began, and perhaps ended, so many days ago."""
+    ended_at_ns = None if ended is None else NOW_NS - ended * DAY_NS
+    return Session(session=name, name="files", started_at_ns=NOW_NS - began * DAY_NS, ended_at_ns=ended_at_ns)
 
 
 def uuid7(at_ns: int, tail: int = 1) -> str:

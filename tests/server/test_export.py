@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from km_server.api.exports import Format, Har, make_cell, make_exporter
 from km_server.store.values import StoredEvent
 
 from kmd.mcp.names import Kind, Outcome, Stream
-from tests.server.clients import NOW_NS, Api, make_answer, make_batch, make_event
+from tests.server.clients import NOW_NS, Api, make_answer, make_batch, make_event, open_api
+from tests.support.processes import running_server, wait_for
 
 COUNT = 1_203
 """More than two portions."""
@@ -148,6 +150,28 @@ def test_the_memory_does_not_grow_with_the_export(kind: Format) -> None:
     peak_bytes(10)
     if kind is not Format.HAR:
         assert peak_bytes(40) < peak_bytes(10) * 1.5
+
+
+@pytest.mark.parametrize("path", ["/api/v1/export?include=payload", "/api/v1/live?after=0"])
+def test_a_reader_that_goes_is_no_fault_of_the_server(tmp_path: Path, path: str) -> None:
+    database = tmp_path / "server.db"
+    route = path.partition("?")[0]
+    with running_server(database) as running, open_api(running.url, database, "acme") as api:
+        payload = "x" * 2**20
+        for number in range(24):
+            api.send(make_batch([make_event(number, payload=payload, size_bytes=len(payload))]))
+        with api.http.stream("GET", path) as response:
+            next(response.iter_raw())
+
+        def answered() -> str:
+            lines = api.http.get("/metrics").text.splitlines()
+            return next((line for line in lines if "km_http_requests_total" in line and f'route="{route}"' in line), "")
+
+        assert 'status="200"' in wait_for(answered, "the end of the request")
+        assert api.http.get("/metrics").text.count('code="internal"') == 0
+    log = running.log.read_text()
+    assert "reader_gone" in log
+    assert "unforeseen" not in log
 
 
 def test_an_export_is_refused_before_it_begins_or_not_at_all(api: Api) -> None:

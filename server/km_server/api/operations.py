@@ -29,7 +29,7 @@ class PathParameter:
     name: str
     schema: dict[str, object]
     help: str
-    pattern: str = "[^{}/]+"
+    pattern: str = "[^/]+"
 
 
 @dataclass(frozen=True, slots=True)

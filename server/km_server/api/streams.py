@@ -43,18 +43,19 @@ class Places:
 
 async def send(request: web.Request, response: web.StreamResponse, pieces: AsyncIterator[bytes]) -> web.StreamResponse:
     """
-    Send *pieces* as the body. When one cannot be made the connection is cut without the body's end.
+    Send *pieces* as the body. When one cannot be made the connection is cut without the body's end; a reader that goes
+    is no fault: feeds end so.
 
     Raises ApiError, StoreError: before the first piece, so that they can still be answered.
     """
     first = await anext(pieces, b"")
-    await response.prepare(request)
     try:
+        await response.prepare(request)
         await response.write(first)
         async for piece in pieces:
             await response.write(piece)
     except ConnectionError:
-        raise
+        log.info("reader_gone")
     except Exception as exc:  # noqa: BLE001 - the answer has begun: nobody else can say it any more
         log.warning("cut_short", code=translate(exc).code)
         cut(request)

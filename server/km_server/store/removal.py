@@ -100,7 +100,21 @@ def expire(tenant_id: int, cutoff_ns: int) -> Asking[Step]:
     if len(ids) == STEP_EVENTS:
         return Step(len(ids), 0, is_last=False)
     sessions = (yield from tidy_sessions(tenant_id, 0, cutoff_ns)) if ids else 0
-    return Step(len(ids), sessions, is_last=True)
+    return Step(len(ids), sessions + (yield from remove_empty(tenant_id, cutoff_ns)), is_last=True)
+
+
+def remove_empty(tenant_id: int, cutoff_ns: int) -> Asking[int]:
+    """
+    Remove sessions that began and ended before *cutoff_ns* and have no event. Returns how many went.
+
+    A sender that comes again with what has expired describes its session each time.
+    """
+    gone = yield Question(
+        "DELETE FROM sessions WHERE tenant_id = $1 AND started_at_ns < $2 AND coalesce(ended_at_ns, 0) < $2"
+        " AND events = 0 RETURNING id",
+        (tenant_id, cutoff_ns),
+    )
+    return len(gone)
 
 
 def drop_days(tenant_id: int, cutoff_ns: int) -> Asking[None]:
