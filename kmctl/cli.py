@@ -7,6 +7,7 @@ The command group and the one table from what went wrong to an exit code.
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 import click
@@ -61,6 +62,17 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, cmd_name) or load_command(cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as exc:
+            from difflib import get_close_matches
+
+            close = "".join(f" Did you mean {name!r}?" for name in get_close_matches(args[0], COMMANDS, 1))
+            raise click.UsageError(exc.message + close, ctx) from exc
+
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(sorted(COMMANDS.items()))
@@ -102,13 +114,25 @@ def kmctl() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code. Everything that can go wrong ends in one or two lines."""
+    open_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end in a traceback
     try:
         return invoke(arguments)
     except BrokenPipeError:
-        return leave_pipe()
+        return leave_stdout(PIPE_CLOSED)
+    except OSError as exc:  # what commands expect of files they have made a KilometersError of: this is our own output
+        with suppress(OSError):  # both may go to the same full disk
+            show_error(f"{exc.filename or 'the output'}: {exc.strerror or exc}", "is there room where it goes?")
+        return leave_stdout(FAILED)
+
+
+def open_closed() -> None:
+    """Put nothing in the place of a standard stream that is closed (`>&-`): Python has None there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - until the process ends
 
 
 def invoke(arguments: Sequence[str]) -> int:
@@ -126,7 +150,7 @@ def invoke(arguments: Sequence[str]) -> int:
         return USAGE
     except click.UsageError as exc:
         path = exc.ctx.command_path if exc.ctx else "kmctl"
-        show_error(exc.format_message(), f"see '{path} --help'")
+        show_error(" ".join(exc.format_message().split()), f"see '{path} --help'")
         return USAGE
     except click.ClickException as exc:
         show_error(exc.format_message(), "")
@@ -150,7 +174,7 @@ def show_error(message: str, hint: str) -> None:
         click.echo(f"hint: {harmless(hint)}", err=True)
 
 
-def leave_pipe() -> int:
-    """Point stdout at nothing, so that the interpreter's last flush stays quiet too."""
+def leave_stdout(code: int) -> int:
+    """Point stdout at nothing, so that the interpreter's last flush stays quiet too; returns *code*."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return PIPE_CLOSED
+    return code

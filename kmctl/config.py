@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from kmctl.config_file import read_config, replace_config, report
+from kmctl.config_file import check_untouched, read_config, replace_config, report
 from kmctl.options import chosen_home, current_places, home_flag, home_option, json_option
 from kmctl.screen import print_json
 from kmctl.text import harmless
@@ -140,6 +140,8 @@ def edit() -> int:
     places = current_places()
     old = read_config(places.config_file)
     new = edit_text(render_config(()) if old is None else old, places.config_file)
+    if new != old:
+        check_untouched(places.config_file, old, new)
     written = replace_config(places.config_file, places.control_socket, old, new, keep_old=True)
     return report(written, [f"wrote {places.config_file}" if written.changed else "nothing was changed"])
 

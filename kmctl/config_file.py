@@ -36,16 +36,31 @@ def write_config(path: Path, old: str | None, new: str) -> Path | None:
     """Write *new* unless it is there already; returns where *old* was kept. Raises ConfigError."""
     if new == old:
         return None
-    backup = None
+    backup = None if old is None else keep_aside(path, old)
+    write_text(path, new)
+    return backup
+
+
+def check_untouched(path: Path, old: str | None, new: str) -> None:
+    """Raises ConfigError when the file says something else than *old* by now; *new* is not lost then."""
+    if read_config(path) != old:
+        hint = f"your text is in {keep_aside(path, new)}; put what you changed into the file"
+        raise ConfigError(path, "", "has changed while you edited it", hint=hint)
+
+
+def keep_aside(path: Path, text: str) -> Path:
+    """Write *text* beside the file, under a name of today's; returns where it is. Raises ConfigError."""
+    backup = path.with_name(f"{path.name}.{datetime.now(UTC).strftime('%Y%m%dT%H%M%S.%fZ')}.bak")
+    write_text(backup, text)
+    return backup
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at *path* in one step, for this user alone. Raises ConfigError."""
     try:
-        if old is not None:
-            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-            backup = path.with_name(f"{path.name}.{stamp}.bak")
-            write_private(backup, old)
-        write_private(path, new)
+        write_private(path, text)
     except OSError as exc:
         raise ConfigError(path, "", f"cannot be written ({exc.strerror})", hint="check its folder's owner") from exc
-    return backup
 
 
 def reload_daemon(socket: Path) -> tuple[bool, str]:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from kmctl.answers import ILL_STATES, Status
 from kmctl.diagnosis.finding import Check, Finding, bad, note, ok
 from kmctl.identity import SEND, Introduction, ask_identity
+from kmctl.options import quote
 from kmctl.text import format_age
 from kmd.config import Config, Destination
 from kmd.errors import DeliveryError, KilometersError, ServerUnreachable
@@ -25,9 +26,10 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A destination's answer: an introduction, or why there is none. at: when it came."""
+    """A destination's answer: an introduction, or why there is none. keyed: a key was shown. at: when it came."""
 
     destination: Destination
+    keyed: bool
     told: Introduction | KilometersError
     at: datetime
 
@@ -51,11 +53,13 @@ def summarize(asked: Sequence[Asked]) -> str:
 
 def ask_one(one: Destination, config_file: Path) -> Asked:
     """One destination's answer."""
+    key = ""
     try:
-        told: Introduction | KilometersError = ask_identity(one.url, read_key(one, config_file))
+        key = read_key(one, config_file)
+        told: Introduction | KilometersError = ask_identity(one.url, key)
     except KilometersError as exc:
         told = exc
-    return Asked(one, told, datetime.now(UTC))
+    return Asked(one, bool(key), told, datetime.now(UTC))
 
 
 def judge(asked: Asked) -> Iterator[Finding]:
@@ -67,22 +71,36 @@ def judge(asked: Asked) -> Iterator[Finding]:
         case ServerUnreachable():
             check = Check.TLS if ": TLS" in str(told) else Check.DESTINATION
             yield bad(check, f"{one.name}: {told}", told.hint)
+        case DeliveryError() if " key " in str(told):
+            yield judge_refusal(asked, told)
         case DeliveryError():
-            check = Check.KEY if " key " in str(told) else Check.DESTINATION
-            yield bad(check, f"{one.name}: {told}", told.hint or "kmctl login")
+            yield bad(Check.DESTINATION, f"{one.name}: {told}", told.hint or log_in(one))
         case _:
-            yield bad(Check.KEY, str(told), told.hint or f"kmctl login --name {one.name}")
+            yield bad(Check.KEY, str(told), told.hint or log_in(one))
     if urlsplit(one.url).scheme == "http" and urlsplit(one.url).hostname not in LOOPBACK:
         yield note(
             Check.TLS, f"{one.name}: the key and all events travel unencrypted", "give the server's https:// URL"
         )
 
 
+def log_in(one: Destination) -> str:
+    """The command that gives a destination another key."""
+    return f"kmctl login --name {quote(one.name)}"
+
+
+def judge_refusal(asked: Asked, told: DeliveryError) -> Finding:
+    """A key that is refused, or was never there. Pure."""
+    one = asked.destination
+    if not asked.keyed:
+        return bad(Check.KEY, f"{one.name}: {one.url} wants a key, and there is none", log_in(one))
+    return bad(Check.KEY, f"{one.name}: {told}", f"{told.hint}; then: {log_in(one)}")
+
+
 def judge_identity(asked: Asked, told: Introduction) -> Iterator[Finding]:
     """A key that was accepted: may it send, for how long, and do the clocks agree? Pure."""
     one, identity = asked.destination, told.identity
     if SEND not in identity.scopes:
-        fix = f"make one: km-server keys create --tenant {identity.tenant} --scope {SEND}; then: kmctl login"
+        fix = f"make one: km-server keys create --tenant {identity.tenant} --scope {SEND}; then: {log_in(one)}"
         yield bad(Check.KEY, f"{one.name}: the key may not send events", fix)
     else:
         yield ok(Check.KEY, f"{one.name}: the key is accepted (tenant {identity.tenant})")
@@ -90,7 +108,7 @@ def judge_identity(asked: Asked, told: Introduction) -> Iterator[Finding]:
         left_s = identity.expires_at_ns / 1e9 - asked.at.timestamp()
         if left_s < EXPIRES_SOON_S:
             yield note(
-                Check.KEY, f"{one.name}: the key expires in {format_age(left_s)}", "ask for a new one: kmctl login"
+                Check.KEY, f"{one.name}: the key expires in {format_age(left_s)}", f"ask for a new one: {log_in(one)}"
             )
     yield judge_clock(one.name, told.date, asked.at)
 

@@ -1,6 +1,7 @@
 """The command line as a whole: help, usage, exit codes, pipes, Ctrl-C, what start-up loads."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -133,6 +134,7 @@ def test_home_after_the_command_wins(tmp_path: Path, capsys: pytest.CaptureFixtu
         (KeyboardInterrupt(), 130),
         (click.Abort(), 130),
         (BrokenPipeError(), 141),
+        (OSError(28, "No space left on device"), 1),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -144,7 +146,7 @@ def test_every_end_has_its_code(
         raise exc
 
     monkeypatch.setitem(kmctl.commands, "fail", fail)
-    monkeypatch.setattr(cli, "leave_pipe", lambda: 141)
+    monkeypatch.setattr(cli, "leave_stdout", lambda code: code)
     assert run(["fail"]) == code
     shown = capsys.readouterr().err
     assert "\x1b" not in shown
@@ -152,7 +154,7 @@ def test_every_end_has_its_code(
         assert shown == ""
     else:
         assert shown.startswith("error: ")
-        assert shown.count("\n") == (2 if isinstance(exc, KilometersError) else 1)
+        assert shown.count("\n") == (2 if isinstance(exc, KilometersError | OSError) else 1)
 
 
 HEAVY = (
@@ -228,6 +230,40 @@ def test_a_reader_that_is_gone_before_the_first_byte(arguments: list[str]) -> No
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["config"]], ids=str)
+def test_a_full_disk_behind_the_output_is_said(arguments: list[str], tmp_path: Path) -> None:
+    words = [*KMCTL, "--home", str(tmp_path), *arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=WAIT_S, env=clean_environ()
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: the output: No space left on device\nhint: ")
+        both = subprocess.run(words, stdout=full, stderr=full, timeout=WAIT_S, env=clean_environ())
+        assert both.returncode == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_borne(closed: str, tmp_path: Path) -> None:
+    line = f"{shlex.join([*KMCTL, '--home', str(tmp_path), 'config'])} {closed}"
+    done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, timeout=WAIT_S, env=clean_environ())
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert bool(done.stdout) == (">&-" not in closed.split())
+
+
+def test_a_message_of_several_lines_becomes_one() -> None:
+    code, _, err = run_kmctl("completion")
+    assert (code, err.count("\n")) == (2, 2)
+    assert "Choose from: bash, zsh, fish\n" in err
+
+
+def test_a_command_that_is_nearly_there_is_named() -> None:
+    code, _, err = run_kmctl("instal")
+    assert (code, "Did you mean 'install'?" in err) == (2, True)
+    assert "Did you mean" not in run_kmctl("xyz")[2]
 
 
 def test_colours_are_for_terminals(tmp_path: Path) -> None:

@@ -118,6 +118,12 @@ def lose_key(desk: Desk) -> Iterator[None]:
 
 
 @contextmanager
+def log_out(desk: Desk) -> Iterator[None]:
+    desk.config.write_text(f'[[destinations]]\nname = "team"\nurl = "{desk.url}"\n')
+    yield
+
+
+@contextmanager
 def elsewhere(desk: Desk) -> Iterator[Path]:
     yield desk.home / "nobody"
 
@@ -230,7 +236,13 @@ FAULTS: dict[str, tuple[Plant, str, str, str]] = {
         lambda desk: spoil_config(desk, key="km_bad"),
         "key",
         "refused the key",
-        "km-server keys create",
+        "makes a new one; then: kmctl login --name team",
+    ),
+    "a key that was never given": (
+        log_out,
+        "key",
+        "wants a key, and there is none",
+        "kmctl login --name team",
     ),
     "a key that may only read": (
         lambda desk: spoil_config(desk, key=create_key(desk.database, scope="read")),

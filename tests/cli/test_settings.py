@@ -273,6 +273,25 @@ def test_an_edit_that_is_wrong_changes_nothing(tmp_path: Path, script: str, prob
     assert len(list(home.iterdir())) == 1
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_another_program_wrote_during_an_edit_stays(tmp_path: Path, there: bool) -> None:  # noqa: FBT001 - two cases
+    home = tmp_path / "home"
+    home.mkdir()
+    path = home / "config.toml"
+    if there:
+        write_own(home)
+    other = "[log]\nlevel = 'warning'\n"
+    script = f"sed -i s/debug/error/ $1; echo '# mine' >> $1; printf %s \"{other}\" > {path}; chmod 600 {path}"
+    code, _, err = run_kmctl("--home", str(home), "config", "edit", environ=editor(tmp_path, script))
+    assert code == 1
+    assert "has changed while you edited it" in err
+    assert path.read_text() == other
+    (kept,) = home.glob("config.toml.*.bak")
+    assert kept.read_text().endswith("# mine\n")
+    assert str(kept) in err
+    assert kept.stat().st_mode & 0o077 == 0
+
+
 def test_no_editor(tmp_path: Path) -> None:
     environ = {"EDITOR": str(tmp_path / "missing"), "VISUAL": ""}
     code, _, err = run_kmctl("--home", str(tmp_path), "config", "edit", environ=environ)
