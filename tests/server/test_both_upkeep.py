@@ -161,8 +161,9 @@ def test_what_a_tenant_does_not_keep_goes_and_does_not_come_back(store_url: str)
             assert {verdict.reason for verdict in verdicts[:-1]} == {"it is older than what this tenant keeps"}
             assert await keeping.read_refusals() == {"expired": 20}
             assert await other.read_refusals() == {}
+            empty = [empty_session("done", 10, 9), empty_session("goes on", 10), empty_session("new", 1)]
             for one in (keeping, other):
-                await one.ingest([empty_session("done", 10, 9), empty_session("goes on", 10), empty_session("new", 1)], [])
+                await one.ingest(empty, [])
             await store.maintain()
             left = [name for name in ("done", "goes on", "new", "s1") if await keeping.find_session(name)]
             assert left == ["new", "s1"]

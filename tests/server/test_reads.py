@@ -62,7 +62,7 @@ def test_a_timeline_is_oldest_first_page_by_page(api: Api) -> None:
     assert all(item["payload"] for item in seen)
 
 
-@pytest.mark.parametrize("name", ["with/slash", "ünï cödé", "?a=b&c#d", "%2F", "{x}", "..", "a'; DROP TABLE events; --"])
+@pytest.mark.parametrize("name", ["with/slash", "ünï", "?a=b&c#d", "%2F", "{x}", "..", "a'; DROP TABLE events; --"])
 def test_a_session_of_any_name_is_found_and_removed(served: Served, name: str) -> None:
     with open_api(served.url, served.database_url, f"named-{next(NUMBERS)}", *Scope) as api:
         api.send(make_batch([make_event(1, name), make_event(1, "stays")]))
