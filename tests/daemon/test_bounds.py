@@ -74,6 +74,8 @@ def test_unsettled_events_go_only_when_nothing_settled_is_left(
         assert usage.settled_seq < first
     else:
         assert eviction.until_seq <= usage.settled_seq
+    if eviction.step is Step.STRIP_SETTLED:
+        assert eviction.from_seq > stripped, "what is stripped already would be stripped for ever"
     if eviction.step is Step.DELETE_SETTLED:
         assert stripped >= usage.settled_seq
 

@@ -156,6 +156,16 @@ def test_a_stretch_with_an_offender_teaches_no_limit() -> None:
     assert learn_taken(Limit(), Suspect(until_seq=10, max_events=1, taken_events=5), 9, 1, 500) == Limit()
 
 
+def test_a_known_limit_explains_only_refusals_of_more() -> None:
+    """A batch that small holds an offender: to try it again unchanged would never end."""
+    assert learn_refused(Limit(200, 100), 101) == Limit(100, 100)
+    assert learn_refused(Limit(200, 100), 100) is None
+
+
+def test_a_limit_grows_up_to_what_is_configured() -> None:
+    assert learn_taken(Limit(300, 300, GROW_AFTER - 1), None, 1, 300, 500) == Limit(500, 300)
+
+
 # The ends of sessions.
 
 

@@ -177,6 +177,11 @@ def test_an_error_to_the_discovery_of_the_era_is_no_failure() -> None:
     assert answered.outcome is Outcome.PROBE
 
 
+def test_an_error_to_anything_else_is_one() -> None:
+    _, answered = observe(Exchanges(), request(), answer(is_error=True))
+    assert answered.outcome is Outcome.RPC_ERROR
+
+
 def test_a_request_known_from_before_a_restart_is_answered() -> None:
     exchanges = Exchanges()
     exchanges.restore(request("2"))

@@ -7,11 +7,14 @@ import shutil
 import signal
 import subprocess
 import threading
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from km_server.store.opening import open_store
+from km_server.store.sqlite.backup import back_up
 from km_server.store.values import StatsQuery
 
 from tests.server.clients import (
@@ -108,7 +111,11 @@ def test_a_tenants_settings(tmp_path: Path) -> None:
 
 def spoil_rollups(store_url: str, cluster: Cluster) -> None:
     """Damage that only a recount can find."""
-    statements = ["DELETE FROM rollups WHERE width = 60", "UPDATE latencies SET answers = answers + 1"]
+    statements = [
+        "DELETE FROM rollups WHERE width = 60",
+        "UPDATE rollups SET start = start - 3 * 1440 WHERE width = 1440",  # of a day on which nothing happened
+        "UPDATE latencies SET answers = answers + 1",
+    ]
     for statement in statements:
         if store_url.startswith("sqlite"):
             open_file(Path(store_url.removeprefix("sqlite:///"))).execute(statement)
@@ -125,6 +132,18 @@ def test_rollups_are_rebuilt(store_url: str, postgres: Cluster) -> None:
     assert (done.returncode, "122" in done.stderr) == (0, True), done.stderr
     assert read_checksums(store_url) == before
     assert_one_line(run("rebuild-rollups", "--tenant", "nobody", *on(store_url)))
+
+
+def test_a_backup_says_how_far_it_is(tmp_path: Path) -> None:
+    fill(database_url(tmp_path / "server.db"), 300)
+    steps = list[tuple[str, int, int]]()
+    back_up(tmp_path / "server.db", tmp_path / "copy.db", lambda *step: steps.append(step))
+    phases = [(what, [step[1:] for step in found]) for what, found in groupby(steps, key=itemgetter(0))]
+    assert [what for what, _ in phases] == ["checking", "copying", "checking"]
+    for _, found in phases:
+        done = [one for one, _ in found]
+        assert done == sorted(done)
+        assert done[-1] == found[-1][1] > 0
 
 
 def test_a_backup_while_the_server_writes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from km_server.proxies import Client, Proxies
+from km_server.proxies import HOPS_MAX, Client, Proxies
 
 from tests.server.clients import WAIT_S
 from tests.server.conftest import Served
@@ -34,6 +34,7 @@ PROXIES = Proxies.parse("10.0.0.0/8, ::1, 192.0.2.1")
         ("10.1.2.3", "junk", "10.1.2.3"),
         ("10.1.2.3", "junk\n6, " + "x" * 9000, "10.1.2.3"),
         ("10.1.2.3", "10.0.0.1, 10.0.0.2", "10.0.0.1"),
+        ("10.1.2.3", "6.6.6.6, " * (HOPS_MAX + 1) + "198.51.100.1", "198.51.100.1"),
         ("unix", "198.51.100.1", "unix"),
         ("", "198.51.100.1", ""),
     ],
