@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kmd.errors import CERT_FILE, CERT_FILE_HINT, DeliveryError, ServerUnreachable, explain_certificate, walk_causes
+from kmd.errors import DeliveryError, ServerUnreachable, explain_certificate, walk_causes
+from kmd.trust import UNUSABLE, explain_opening, open_trust
 from kmd.wire import Batch, Receipt
 
 if TYPE_CHECKING:
@@ -38,20 +39,20 @@ class Reply:
     date: str = ""
 
 
-def check_server(url: str, key: str, batch_id: str) -> None:
+def check_server(url: str, key: str, batch_id: str, ca_file: str = "") -> None:
     """
     Send an empty batch named *batch_id* to *url*. Returns when its receipt comes back.
 
     Raises: DeliveryError (the server refuses, or is no km-server) or ServerUnreachable, with what to do.
     """
-    reply = ask_server(url, PATH, key, msgspec.json.encode(Batch(batch_id=batch_id)))
+    reply = ask_server(url, PATH, key, msgspec.json.encode(Batch(batch_id=batch_id)), ca_file)
     if problem := judge_answer(reply, batch_id, url):
         raise problem
 
 
-def ask_server(url: str, path: str, key: str, body: bytes | None = None) -> Reply:
+def ask_server(url: str, path: str, key: str, body: bytes | None = None, ca_file: str = "") -> Reply:
     """
-    The answer to a GET of *path*, or, with a *body*, to a POST.
+    The answer to a GET of *path*, or, with a *body*, to a POST. ca_file: see kmd.trust.
 
     Raises ServerUnreachable: there is no whole answer within CHECK_TIMEOUT_S.
     """
@@ -60,7 +61,7 @@ def ask_server(url: str, path: str, key: str, body: bytes | None = None) -> Repl
 
     async def ask() -> Reply:
         with trio.fail_after(CHECK_TIMEOUT_S):
-            return await send(url + path, key, body)
+            return await send(url + path, key, body, ca_file)
 
     try:
         return trio.run(ask)
@@ -70,11 +71,11 @@ def ask_server(url: str, path: str, key: str, body: bytes | None = None) -> Repl
         raise judge_failure(exc, url) from exc
 
 
-async def send(address: str, key: str, body: bytes | None) -> Reply:
+async def send(address: str, key: str, body: bytes | None, ca_file: str) -> Reply:
     """
     One request without redirects and without content codings, so that BODY_MAX_BYTES bounds it.
 
-    Raises ServerUnreachable: what is to be trusted cannot be read. Raises httpx's errors and OSError.
+    Raises ServerUnreachable: what is said of certificates or proxies cannot be used. Raises httpx's errors and OSError.
     """
     import httpx
 
@@ -82,9 +83,11 @@ async def send(address: str, key: str, body: bytes | None) -> Reply:
     if key:
         headers["Authorization"] = f"Bearer {key}"
     try:
-        opened = httpx.AsyncClient(timeout=CHECK_TIMEOUT_S, follow_redirects=False)
-    except OSError as exc:  # ssl's errors are some
-        raise ServerUnreachable(f"{address}: TLS: {CERT_FILE}", hint=CERT_FILE_HINT) from exc
+        opened = httpx.AsyncClient(timeout=CHECK_TIMEOUT_S, verify=open_trust(ca_file), follow_redirects=False)
+    except (*UNUSABLE, httpx.InvalidURL) as exc:
+        problem = explain_opening(exc, ca_file)
+        what = "TLS: " if isinstance(exc, OSError) else ""
+        raise ServerUnreachable(f"{address}: {what}{problem}", hint=problem.hint) from None
     async with (
         opened as client,
         client.stream("GET" if body is None else "POST", address, content=body, headers=headers) as response,

@@ -243,6 +243,7 @@ def describe_config(path: str, exists: bool, values: Config) -> dict[str, object
                 "url": one.url,
                 "key": "set" if one.has_key else None,
                 "key_from": one.key_from or None,
+                "ca_file": one.ca_file or None,
             }
             for one in values.destinations
         ],
@@ -271,7 +272,8 @@ def render_config_lines(values: Config) -> list[str]:
         lines.append(f"{setting.name:<{width}}  {render_value(value):<10}  {where}")
     for one in values.destinations:
         key = "key set" if one.key else f"key from the {one.key_from}" if one.key_from else "no key"
-        lines.append(harmless(f"{'destination':<{width}}  {one.name:<10}  {one.url} ({key})"))
+        trust = f", certificates of {one.ca_file}" if one.ca_file else ""
+        lines.append(harmless(f"{'destination':<{width}}  {one.name:<10}  {one.url} ({key}{trust})"))
     return lines
 
 

@@ -1,8 +1,8 @@
 """
 Changing one destination in a config file that a person may have edited. Pure: text in, text out.
 
-Only the lines of that destination's name, url, key and key_from are touched. The result is parsed again and must say
-exactly what was wanted: a file that is laid out in a way not foreseen here is refused, never damaged.
+Only the lines of that destination's name, url, key, key_from and ca_file are touched. The result is parsed again and
+must say exactly what was wanted: a file that is laid out in a way not foreseen here is refused, never damaged.
 """
 
 import re
@@ -16,7 +16,7 @@ from kmd.errors import ConfigError
 
 HEADER = re.compile(r"""[ \t]*\[\[[ \t]*(?:destinations|"destinations"|'destinations')[ \t]*\]\][ \t]*(?:#.*)?""")
 ANY_HEADER = re.compile(r"[ \t]*\[")
-KEY = re.compile(r"""[ \t]*["']?(name|url|key|key_from)["']?[ \t]*=""")
+KEY = re.compile(r"""[ \t]*["']?(name|url|key|key_from|ca_file)["']?[ \t]*=""")
 
 Row = dict[str, str]
 

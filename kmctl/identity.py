@@ -29,9 +29,9 @@ class Introduction:
     date: str
 
 
-def ask_identity(url: str, key: str) -> Introduction:
-    """Whose *key* is at *url*. Raises DeliveryError (refused, or no km-server) or ServerUnreachable."""
-    reply = ask_server(url, PATH, key)
+def ask_identity(url: str, key: str, ca_file: str = "") -> Introduction:
+    """Whose *key* is at *url* (ca_file: kmd.trust). Raises DeliveryError (refused, no km-server), ServerUnreachable."""
+    reply = ask_server(url, PATH, key, ca_file=ca_file)
     return Introduction(judge_identity(reply, url), reply.date)
 
 

@@ -2,14 +2,14 @@
 
 import sys
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
 from kmctl.config_file import read_config, reload_daemon, write_config
 from kmctl.edit import put_destination
-from kmctl.options import current_places, home_flag, home_option, json_option
+from kmctl.options import ca_file_option, current_places, home_flag, home_option, json_option
 from kmctl.screen import print_json
 from kmctl.start import start_command
 from kmctl.text import harmless
@@ -17,6 +17,7 @@ from kmd.config import (
     DEFAULT_NAME,
     Config,
     Destination,
+    check_ca_file,
     check_key,
     check_name,
     check_url,
@@ -39,6 +40,7 @@ class Answers:
     key_stdin: bool
     name: str
     local: bool
+    ca_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Done:
 @click.option("--key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the API key.")
 @click.option("--key-stdin", is_flag=True, help="Read the API key from standard input.")
 @click.option("--name", default=DEFAULT_NAME, show_default=True, help="Name of the destination.")
+@ca_file_option
 @click.option("--local", is_flag=True, help="Sync to nothing; ask nothing.")
 @click.option("--no-check", is_flag=True, help="Do not ask the server whether URL and key work.")
 @click.option("--force", is_flag=True, help="Write a new file; the one that is there is kept beside it.")
@@ -72,6 +75,7 @@ def init(
     key_file: Path | None,
     key_stdin: bool,
     name: str,
+    ca_file: Path | None,
     local: bool,
     no_check: bool,
     force: bool,
@@ -88,11 +92,13 @@ def init(
       kmctl init --local
       kmctl init --url https://km.example.com --key-file key.txt
     """
-    answers = Answers(url, key, key_file, key_stdin, name, local)
+    answers = Answers(url, key, key_file, key_stdin, name, local, ca_file)
     check_flags(answers)
     places = current_places()
     text = read_config(places.config_file)
     destination = choose_destination(answers, may_ask=not as_json and sys.stdin.isatty())
+    if destination is not None and not force:
+        destination = keep_ca_file(destination, text, places.config_file)
     new = plan_text(text, destination, places.config_file, local=local, force=force)
     if checked := destination is not None and not no_check:
         assert destination is not None  # noqa: S101 - for mypy
@@ -113,8 +119,8 @@ def check_flags(answers: Answers) -> None:
     ways = [answers.key is not None, answers.key_file is not None, answers.key_stdin]
     if sum(ways) > 1:
         raise click.UsageError("give the key in one way: --key, --key-file or --key-stdin")
-    if answers.local and (answers.url or any(ways)):
-        raise click.UsageError("--local takes neither URL nor key")
+    if answers.local and (answers.url or any(ways) or answers.ca_file):
+        raise click.UsageError("--local takes neither URL nor key nor certificates")
     if any(ways) and answers.url == "":
         raise click.UsageError("a key needs --url")
 
@@ -139,7 +145,28 @@ def choose_destination(answers: Answers, *, may_ask: bool) -> Destination | None
     url = check_url(url.strip(), None, "--url")
     if key is None and may_ask:
         key = click.prompt("API key (not shown)", default="", show_default=False, hide_input=True, err=True)
-    return Destination(name, url, check_key((key or "").strip(), None, "--key"))
+    ca_file = render_ca_file(answers.ca_file) if answers.ca_file else ""
+    return Destination(name, url, check_key((key or "").strip(), None, "--key"), ca_file=ca_file)
+
+
+def render_ca_file(given: Path) -> str:
+    """The file as kmd finds it from anywhere. Raises ConfigError: there is none."""
+    path = given.expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError(path, "--ca-file", "there is no such file", hint="give a PEM file of certificates")
+    return check_ca_file(str(path), None, "--ca-file")
+
+
+def keep_ca_file(destination: Destination, text: str | None, path: Path) -> Destination:
+    """*destination* with the ca_file that the file at *path* says for it, when it says none itself. Pure."""
+    if destination.ca_file or text is None:
+        return destination
+    try:
+        known = parse_config(text, {}, path).destinations
+    except ConfigError:  # which is said by who changes the file
+        return destination
+    ca_file = next((one.ca_file for one in known if one.name == destination.name), "")
+    return replace(destination, ca_file=ca_file)
 
 
 def read_key(answers: Answers) -> str | None:
@@ -188,7 +215,7 @@ def check_destination(destination: Destination) -> None:
     """Raises DeliveryError with what to do when the server would not take events."""
     from kmctl.check import check_server
 
-    check_server(destination.url, destination.key, str(uuid.uuid4()))
+    check_server(destination.url, destination.key, str(uuid.uuid4()), destination.ca_file)
 
 
 def describe_done(done: Done) -> dict[str, object]:

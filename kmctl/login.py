@@ -9,8 +9,8 @@ import click
 from kmctl.config_file import Written, read_config, replace_config, report
 from kmctl.edit import put_destination
 from kmctl.identity import Identity, ask_identity, check_may_send
-from kmctl.init import Answers, read_key
-from kmctl.options import current_places, home_option, json_option
+from kmctl.init import Answers, read_key, render_ca_file
+from kmctl.options import ca_file_option, current_places, home_option, json_option
 from kmctl.screen import print_json
 from kmctl.text import harmless
 from kmd.config import DEFAULT_NAME, Destination, check_key, check_name, check_url, parse_config, render_config
@@ -25,6 +25,7 @@ from kmd.paths import Places
 @click.option("--key", help="API key; other users may see it in the process list: prefer --key-file or --key-stdin.")
 @click.option("--key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the API key.")
 @click.option("--key-stdin", is_flag=True, help="Read the API key from standard input.")
+@ca_file_option
 @click.option("--no-keyring", is_flag=True, help="Keep the key in a file of yours, not in the system's keyring.")
 @home_option
 @json_option
@@ -35,6 +36,7 @@ def login(
     key: str | None,
     key_file: Path | None,
     key_stdin: bool,
+    ca_file: Path | None,
     no_keyring: bool,
     as_json: bool,
 ) -> int:
@@ -49,13 +51,13 @@ def login(
       kmctl login --url https://km.example.com
       echo "$KEY" | kmctl login --name team --key-stdin
     """
-    answers = Answers(url, key, key_file, key_stdin, check_name(name, None, "--name"), local=False)
+    answers = Answers(url, key, key_file, key_stdin, check_name(name, None, "--name"), local=False, ca_file=ca_file)
     places = current_places()
     text = read_config(places.config_file)
     before = find_destination(text, name, places)
     destination = choose_destination(answers, before)
     key = choose_key(answers)
-    identity = ask_identity(destination.url, key).identity
+    identity = ask_identity(destination.url, key, destination.ca_file).identity
     check_may_send(identity, destination.url)
     kept = keep_key(destination, key, before, places, may_ask_keyring=not no_keyring)
     old = render_config(()) if text is None else text
@@ -78,7 +80,8 @@ def choose_destination(answers: Answers, before: Destination | None) -> Destinat
         url = click.prompt("URL of the km-server", err=True)
     if not url:
         raise click.UsageError(f"there is no destination {answers.name!r} yet: give its --url")
-    return Destination(answers.name, check_url(url.strip(), None, "--url"))
+    ca_file = render_ca_file(answers.ca_file) if answers.ca_file else before.ca_file if before else ""
+    return Destination(answers.name, check_url(url.strip(), None, "--url"), ca_file=ca_file)
 
 
 def choose_key(answers: Answers) -> str:

@@ -36,7 +36,7 @@ def logout(name: str, as_json: bool) -> int:  # noqa: FBT001 - click's shape
         hint = "'kmctl config list' shows the destinations"
         raise ConfigError(places.config_file, "destinations", f"there is none called {name!r}", hint=hint)
     forgotten = forget_key(one, places.config_file) if one.key_from else bool(one.key)
-    new = put_destination(text, Destination(one.name, one.url), places.config_file)
+    new = put_destination(text, Destination(one.name, one.url, ca_file=one.ca_file), places.config_file)
     written = replace_config(places.config_file, places.control_socket, text, new)
     backups = old_copies(places) if one.key else []
     if as_json:

@@ -39,6 +39,16 @@ def is_plain() -> bool:
     return bool(ctx and ctx.meta.get(PLAIN)) or bool(os.environ.get(PLAIN_VARIABLE))
 
 
+def ca_file_option(function: Decorated) -> Decorated:
+    """Add --ca-file, for a command that asks a server."""
+    option = click.option(
+        "--ca-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="PEM file of the authorities that this server's certificate may come from, and no others.",
+    )
+    return option(function)
+
+
 def home_option(function: Decorated) -> Decorated:
     """Add what every command takes: --home DIR and --plain."""
     plain = click.option(

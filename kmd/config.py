@@ -95,7 +95,7 @@ SETTINGS = (
     Setting("sync.timeout_s", "timeout_s", 30, "Total seconds that one POST may take.", least=1, most=600),
 )
 KEY_SOURCES = ("keyring", "file")
-DESTINATION_KEYS = ("name", "url", "key", "key_from")
+DESTINATION_KEYS = ("name", "url", "key", "key_from", "ca_file")
 DEFAULT_NAME = "default"
 NAME_MAX_CHARS = 100
 """Of a destination's name: it stands in tables and log lines."""
@@ -106,13 +106,15 @@ class Destination:
     """
     A km-server to sync to. `url` is its root; the key is never shown.
 
-    key_from: where the key is when it does not stand here (kmd.keys).
+    key_from: where the key is when it does not stand here (kmd.keys). ca_file: the authorities that are trusted there
+    and no others; empty for those of everybody (kmd.trust).
     """
 
     name: str
     url: str
     key: str = ""
     key_from: str = ""
+    ca_file: str = ""
 
     @property
     def has_key(self) -> bool:
@@ -266,7 +268,8 @@ def parse_destinations(rows: object, path: Path | None) -> tuple[Destination, ..
         url = check_url(row.get("url", ""), path, f"{where}.url")
         key = check_key(row.get("key", ""), path, f"{where}.key")
         key_from = check_key_from(row.get("key_from", ""), key, path, f"{where}.key_from")
-        found.append(Destination(name, url, key, key_from))
+        ca_file = check_ca_file(row.get("ca_file", ""), path, f"{where}.ca_file")
+        found.append(Destination(name, url, key, key_from, ca_file))
     return tuple(found)
 
 
@@ -277,6 +280,13 @@ def check_key_from(key_from: str, key: str, path: Path | None, where: str) -> st
     if key_from and key:
         raise ConfigError(path, where, "contradicts the key beside it", hint="keep one of the two")
     return key_from
+
+
+def check_ca_file(text: str, path: Path | None, where: str) -> str:
+    """*text*, perhaps empty. Raises ConfigError: kmd would not find that file from wherever it is started."""
+    if text and not (text.isprintable() and Path(text).is_absolute()):
+        raise ConfigError(path, where, "must be a file's whole path", hint="for example /etc/ssl/our-authority.pem")
+    return text
 
 
 def check_name(name: str, path: Path | None, where: str) -> str:

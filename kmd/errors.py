@@ -9,11 +9,9 @@ from pathlib import Path
 
 CLOCK = "its operator has to renew it; if this machine's clock is wrong, set that"
 TRUST = (
-    "if it is your own, put it and the authorities to trust beside it into a PEM file, name that in SSL_CERT_FILE,"
-    " and start kmd with it ('kmctl service install' hands it on)"
+    "if it is your own, put its authority into a PEM file and name that as this destination's ca_file"
+    " ('kmctl login --ca-file FILE'); or, with all others to trust, in SSL_CERT_FILE, and start kmd with that"
 )
-CERT_FILE = "what SSL_CERT_FILE names cannot be used"
-CERT_FILE_HINT = "have it name a PEM file of certificates, or leave it out to trust the public authorities"
 NAME = "give the URL with a name that the certificate is for, or have it made for this one"
 REFUSED_CERTIFICATES = {
     9: ("it is not valid yet", CLOCK),

@@ -56,7 +56,7 @@ def ask_one(one: Destination, config_file: Path) -> Asked:
     key = ""
     try:
         key = read_key(one, config_file)
-        told: Introduction | KilometersError = ask_identity(one.url, key)
+        told: Introduction | KilometersError = ask_identity(one.url, key, one.ca_file)
     except KilometersError as exc:
         told = exc
     return Asked(one, bool(key), told, datetime.now(UTC))

@@ -167,7 +167,8 @@ class DestinationLoop:
 
     def open_transport(self) -> Transport:
         """A connection of its own to the destination; a context manager."""
-        return Transport(self.destination.url, self.destination.key, self._sender.user_agent)
+        one = self.destination
+        return Transport(one.url, one.key, self._sender.user_agent, one.ca_file)
 
     async def resend(self, transport: Transport, row: Row) -> Answer:
         """

@@ -12,8 +12,9 @@ import httpx
 import trio
 import zstandard
 
-from kmd.errors import CERT_FILE, CERT_FILE_HINT, ServerUnreachable, explain_certificate, walk_causes
+from kmd.errors import ServerUnreachable, explain_certificate, walk_causes
 from kmd.sync.answer import Reply
+from kmd.trust import UNUSABLE, explain_opening, open_trust
 
 PATH = "/api/v1/events/batch"
 CODECS = ("zstd", "gzip", "identity")
@@ -23,8 +24,6 @@ BODY_MAX_BYTES = 1 << 20
 """A receipt for a full batch is a few tens of KiB; what is longer is none."""
 ZSTD_LEVEL = 3
 NETWORK_HINT = "check the URL's host and port, and the network"
-PROXY = "what HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or NO_PROXY says cannot be used"
-PROXY_HINT = "have them name an http:// or https:// proxy (SOCKS is not spoken), or start kmd without them"
 NO_TLS_HINT = "does the server speak TLS on this port? perhaps http:// is meant"
 
 
@@ -43,12 +42,13 @@ class Transport:
     """
     A client for one destination. A context manager; the key goes to this URL only, redirects are not followed.
 
-    What it trusts (SSL_CERT_FILE, SSL_CERT_DIR, else the public authorities) is read when it first connects, and anew
-    after TLS has failed: a certificate that was added there is known at the next try.
+    What it trusts (kmd.trust) is read when it first connects, and anew after TLS has failed: a certificate that was
+    added there is known at the next try.
     """
 
-    def __init__(self, url: str, key: str, user_agent: str) -> None:
+    def __init__(self, url: str, key: str, user_agent: str, ca_file: str = "") -> None:
         self._url = url + PATH
+        self._ca_file = ca_file
         # No encoding is taken back: a receipt is small, and nothing that inflates or is damaged need be dealt with.
         self._headers = {"Content-Type": "application/json", "User-Agent": user_agent, "Accept-Encoding": "identity"}
         if key:
@@ -70,15 +70,16 @@ class Transport:
                 await client.aclose()
 
     def _open(self) -> httpx.AsyncClient:
-        """The client. Raises ServerUnreachable: what the environment says of certificates or proxies cannot be used."""
+        """The client. Raises ServerUnreachable: what is said of certificates or proxies cannot be used."""
         if self._client is None:
             limits = httpx.Limits(max_connections=1, keepalive_expiry=60.0)
             try:
-                self._client = httpx.AsyncClient(headers=self._headers, follow_redirects=False, limits=limits)
-            except OSError as exc:  # ssl's errors are some
-                raise ServerUnreachable(CERT_FILE, hint=CERT_FILE_HINT) from exc
-            except (ValueError, ImportError, httpx.InvalidURL):  # they may quote the proxy's password
-                raise ServerUnreachable(PROXY, hint=PROXY_HINT) from None
+                verify = open_trust(self._ca_file)
+                self._client = httpx.AsyncClient(
+                    headers=self._headers, verify=verify, follow_redirects=False, limits=limits
+                )
+            except (*UNUSABLE, httpx.InvalidURL) as exc:
+                raise explain_opening(exc, self._ca_file) from None
         return self._client
 
     async def post(self, body: bytes, codec: str, timeout_s: float) -> Reply:

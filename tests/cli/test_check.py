@@ -158,3 +158,11 @@ def test_a_server_that_drips_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_body_that_never_ends_is_read_no_further_than_needed() -> None:
     with raw_server(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536, 0) as url, pytest.raises(DeliveryError, match="no km-"):
         check_server(url, "km_x", "b1")
+
+
+def test_a_proxy_that_cannot_be_used_is_said_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://user:proxy-password@127.0.0.1:9")
+    with pytest.raises(ServerUnreachable, match="ALL_PROXY") as caught:
+        check_server("http://127.0.0.1:9", "km_x", "b1")
+    assert "password" not in str(caught.value) + caught.value.hint
+    assert caught.value.__cause__ is None

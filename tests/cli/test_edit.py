@@ -65,6 +65,12 @@ def test_the_key_of_the_old_url_does_not_stay() -> None:
     assert "km_old" not in edited
 
 
+def test_the_ca_file_of_the_old_server_does_not_stay_and_a_new_one_comes() -> None:
+    text = put_destination(OWN_FILE, Destination("team", "https://old.example.com", ca_file="/old.pem"), None)
+    assert parse_config(text, {}).destinations[-1].ca_file == "/old.pem"
+    assert "/old.pem" not in put_destination(text, NEW, None)
+
+
 def test_nothing_changes_when_it_says_so_already() -> None:
     text = OWN_FILE.replace("old", "new")
     assert put_destination(text, NEW, None) is text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from kmctl.check import Reply
 from kmctl.identity import judge_identity
@@ -74,7 +75,7 @@ def test_without_a_keyring_the_key_is_in_a_file_of_ours(desk: Desk) -> None:
     assert key in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert key not in desk.config
-    assert desk.destination() == {"name": "default", "url": desk.url, "key": "set", "key_from": "file"}
+    assert desk.destination() == {"name": "default", "url": desk.url, "key": "set", "key_from": "file", "ca_file": None}
 
 
 def test_with_a_keyring_it_is_there(desk: Desk, tmp_path: Path) -> None:
@@ -251,3 +252,16 @@ def test_every_answer_is_judged(status: int, body: bytes, problem: str) -> None:
     with pytest.raises(DeliveryError, match=problem) as caught:
         judge_identity(Reply(status, "", body), "http://a")
     assert caught.value.hint
+
+
+def test_a_ca_file_is_written_as_a_whole_path_and_stays_until_another_is_given(desk: Desk, tmp_path: Path) -> None:
+    key, file = desk.key(), tmp_path / "authority.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    desk.login(key, "--url", desk.url, "--ca-file", str(file.parent / "." / "authority.pem"))
+    for step in (("logout",), ("init", "--url", desk.url, "--key", key)):
+        assert desk.run(*step)[0] == 0
+        assert desk.destination()["ca_file"] == str(file)
+    desk.login(key)
+    assert desk.destination()["ca_file"] == str(file)
+    code, _, err = desk.run("init", "--local", "--ca-file", str(file))
+    assert (code, "neither URL nor key" in err) == (2, True)

@@ -60,7 +60,7 @@ def test_each_value_has_its_source(tmp_path: Path, capsys: Shown, monkeypatch: p
         assert found["outbox.max_age_days"] == (14, "default")
         assert (told["source"], told["exists"]) == ("--home", True)
         assert told["destinations"] == [
-            {"name": "team", "url": "https://km.example.com", "key": "set", "key_from": None}
+            {"name": "team", "url": "https://km.example.com", "key": "set", "key_from": None, "ca_file": None}
         ]
     assert config(tmp_path) == 0
     shown = capsys.readouterr().out

@@ -117,6 +117,8 @@ def test_each_setting_is_a_field_and_each_field_a_setting() -> None:
         ("destinations = 5\n", "destinations", "must be a list"),
         ("destinations = [5]\n", "destinations[1]", "must be a table"),
         ("[[destinations]]\nurl = 5\n", "destinations[1]", "must be a table of texts"),
+        ("[[destinations]]\nurl = 'http://a'\nca_file = 'a.pem'\n", "destinations[1].ca_file", "whole path"),
+        ("[[destinations]]\nurl = 'http://a'\nca_file = \"/a\\u0000\"\n", "destinations[1].ca_file", "whole path"),
         ("[[destinations]]\nurl = 'http://a'\ntoken = 'x'\n", "destinations[1].token", "no such setting"),
         ("[[destinations]]\n", "destinations[1].url", "must be an http"),
         ("[[destinations]]\nurl = 'ftp://a'\n", "destinations[1].url", "must be an http"),
@@ -161,7 +163,10 @@ def test_a_url_loses_its_last_slash() -> None:
 
 
 def test_what_is_written_is_read_again() -> None:
-    wanted = (Destination("a", "https://a.example.com", 'k"\\ü'[:3]), Destination('b "c" #', "http://b:8713"))
+    wanted = (
+        Destination("a", "https://a.example.com", 'k"\\ü'[:3], ca_file='/a "b".pem'),
+        Destination('b "c" #', "http://b:8713"),
+    )
     config = parse_config(render_config(wanted), {}, FILE)
     assert config.destinations == wanted
     assert set(config.sources.values()) == {"default"}

@@ -15,7 +15,8 @@ from kmd.mcp.names import Stream
 from kmd.outbox.outbox import Intake
 from kmd.sync.backoff import RETRY_AFTER_MAX_S
 from kmd.sync.destination import State
-from kmd.sync.transport import PATH, PROXY, PROXY_HINT, explain_connect_error
+from kmd.sync.transport import PATH, explain_connect_error
+from kmd.trust import PROXY, PROXY_HINT
 from tests.daemon.rig import KEY, check_all_settled, offsets, rig, settings
 from tests.daemon.rows import START, message
 from tests.support.misbehaving import Act, Request, Script, misbehaving, poison, render_answer, say

@@ -147,3 +147,26 @@ def test_an_authority_that_is_trusted_later_is_known_at_the_next_try(world: Worl
 
     wait_for(has_all, "all of it")
     assert unknown.duplicates == 0
+
+
+def test_a_ca_file_is_for_its_destination_alone(world: World) -> None:
+    """kmctl proves it and writes it down; kmd then delivers there; the others are judged as before."""
+    unknown = world.servers["unknown"]
+    wait_for(lambda: all(one["last_error"] for name, one in world.destinations().items() if name != "good"), "errors")
+    own = world.home / "own authority.pem"
+    words = ("init", "--name", "unknown", "--url", unknown.url, "--key", KEY, "--ca-file", str(own))
+    missing = world.kmctl(*words)
+    assert (missing.returncode, "there is no such file" in missing.stderr) == (1, True)
+    world.authority.cert_pem.write_to_path(str(own))
+    assert world.kmctl(*words).returncode == 1
+    assert unknown.requests == []
+    own.write_bytes(world.stranger.cert_pem.bytes())
+    assert world.kmctl(*words).returncode == 0
+    assert f"certificates of {own}" in world.kmctl("config", "list").stdout
+    wait_for(lambda: len(unknown.stored) == 2 * MESSAGES, "what was kept")
+    doctor = world.kmctl("doctor").stdout
+    assert "self-signed: " in doctor
+    assert f"unknown: {unknown.url}: there is no km-server (404)" in doctor  # this server knows no keys
+    own.write_text("spoiled")
+    assert f"the ca_file {own} cannot be used" in world.kmctl("doctor").stdout
+    assert world.servers["self-signed"].requests == []

@@ -46,10 +46,12 @@ key = "km_…"
 - `key`: the API key that `km-server keys create` printed; this file is readable by you alone
 - `key_from`: where the key is instead: `keyring` (the operating system's) or `file` (`keys.toml` beside this file,
   readable by you alone); `kmctl login` puts it there and writes this line
+- `ca_file`: the whole path of a PEM file with the authorities that this destination's certificate may come from, and no
+  others: for a company's own authority or a self-signed certificate; `kmctl login --ca-file FILE` writes it
 
-Whether a server is who it says, kmd and kmctl ask the public authorities, or those in the PEM file that the environment
-variable `SSL_CERT_FILE` names (in the folder that `SSL_CERT_DIR` names), and only those: for a company's own authority
-or a self-signed certificate, with the public ones beside it where they are needed too. `kmctl service install` hands
+Where a destination has no `ca_file`, kmd and kmctl ask the public authorities, or those in the PEM file that the
+environment variable `SSL_CERT_FILE` names (in the folder that `SSL_CERT_DIR` names), and only those: with the public
+ones beside your own where they are needed too. `kmctl service install` hands
 the variable on to kmd. The file is read again after a refusal. Until a certificate is right nothing is sent and nothing
 is lost; `kmctl status` and `kmctl doctor` say what is wrong with it. There is no setting to trust anybody.
 """
