@@ -62,6 +62,30 @@ def test_deleting_takes_the_figures_along(store_url: str, monkeypatch: pytest.Mo
     asyncio.run(scenario())
 
 
+def test_more_bytes_than_a_number_holds_are_added_and_taken_away(store_url: str) -> None:
+    """They stay what fits: nobody sends so much, but whoever says so gets no error, nor do those who ask."""
+    most = 2**63 - 1
+
+    async def scenario() -> None:
+        async with opened(store_url) as (_, tenant):
+            huge = [
+                make_event(n, session, at_ns=NOW_NS - n * 3600 * 10**9, size_bytes=most, payload=None)
+                for session in ("s1", "s2")
+                for n in range(4)
+            ]
+            verdicts = await tenant.ingest(SESSIONS, arrive(huge))
+            assert {verdict.status for verdict in verdicts} == {Status.ACCEPTED}
+            assert (await tenant.read_stats(StatsQuery())).totals.bytes_to_server >= most
+            for name, left in (("s1", 4), ("s2", 0)):
+                assert (await tenant.delete_session(name)).events == 4
+                stats = await tenant.read_stats(StatsQuery(bucket_minutes=60))
+                assert stats.totals.events == left
+                assert all(one.figures.bytes_to_server >= 0 for one in stats.buckets)
+            await assert_figures_are_a_recount(tenant)
+
+    asyncio.run(scenario())
+
+
 def test_deleting_while_events_come_in(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removal, "STEP_EVENTS", 10)
 

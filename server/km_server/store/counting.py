@@ -64,13 +64,19 @@ def set_counters(table: str, new: str) -> str:
         old, more = f"{table}.{name}", f"{new}.{name}"
         plain = f"{old} + {more}"
         if name.startswith("bytes_"):
+            gone = f"WHEN {more} < -{old} THEN 0 WHEN {more} <= 0 THEN {plain}"  # of what had been capped
             full = f"WHEN {old} > {COUNT_MAX} - {more} THEN {COUNT_MAX}"
-            plain = f"CASE WHEN {more} <= 0 THEN {plain} {full} ELSE {plain} END"
+            plain = f"CASE {gone} {full} ELSE {plain} END"
         parts.append(f"{name} = {plain}")
     return ", ".join(parts)
 
 
-SIGNED = ", ".join(f"CAST(sum({name}) AS BIGINT) * CAST($2 AS BIGINT) AS {name}" for name in COUNTERS)
+def total(name: str) -> str:
+    """The sum of a counter: of bytes there may be more than a number holds."""
+    return capped_sum(name) if name.startswith("bytes_") else f"CAST(sum({name}) AS BIGINT)"
+
+
+SIGNED = ", ".join(f"{total(name)} * CAST($2 AS BIGINT) AS {name}" for name in COUNTERS)
 """Sums of `fresh` with the sign of what happens to the events: $2 is 1 or -1."""
 
 EACH_WIDTH = "(" + " UNION ALL ".join(f"SELECT {width} AS width" for width in sorted(WIDTHS)) + ") w"
