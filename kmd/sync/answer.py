@@ -3,7 +3,7 @@ What an answer to a batch means: one table, total over every status code. Pure.
 
 Only a receipt that names this batch and judges every event settles anything; whatever else calls itself a
 success came from something that is no km-server, and the batch is tried again.
-Source: DESIGN.md "kmd"; RFC 9110 section 15.
+Source: RFC 9110 section 15; docs/architecture.md, "What kmd does when …".
 """
 
 from dataclasses import dataclass

@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -139,6 +141,20 @@ async def test_after_a_restart_its_end_is_when_it_was_last_heard_of(tmp_path: Pa
         await watch.look()
         (end,) = outbox.read_ends(0, 10)
         assert (end.closed_first, end.ended_at_ns) == ("relay", message(2).at_ns)
+
+
+@pytest.mark.trio
+async def test_no_session_ends_later_than_now_whatever_its_clock_said(tmp_path: Path) -> None:
+    tomorrow_ns = time.time_ns() + 86_400 * 10**9
+    late = msgspec.structs.replace(message(0), at_ns=tomorrow_ns)
+    with child() as process:
+        start = SessionStart(ME, "s", "c", 1, 5, process.pid)
+        async with watching(tmp_path) as (_, sessions, _), sessions.enter(start) as (_, known):
+            await sessions.writer.commit(Intake(known.session_id, [late], {Stream.TO_SERVER: 1}))
+    async with watching(tmp_path) as (outbox, _, watch):
+        await watch.look()
+        (end,) = outbox.read_ends(0, 10)
+        assert end.ended_at_ns <= time.time_ns() < tomorrow_ns
 
 
 @pytest.mark.trio

@@ -161,6 +161,13 @@ def test_going_on_from_the_complete_offset_gives_the_same_lines_and_gaps(
     assert second.next_offset in (whole.next_offset, first.complete_offset)
 
 
+def test_a_whole_object_behind_a_gap_is_a_message_and_not_part_of_the_gap() -> None:
+    assembler = LineAssembler(0, NO_CAP)
+    assert not list(assembler.feed(0, b"begun", 0))
+    assert brief(list(assembler.feed(20, b'{"id":1}\n', 0))) == [(20, b'{"id":1}')]
+    assert (assembler.gap_bytes, assembler.complete_offset) == (20, 29)
+
+
 def test_the_rest_of_a_broken_line_is_no_line_after_a_restart_either() -> None:
     first = LineAssembler(0, NO_CAP)
     assert not list(first.feed(0, b'{"id":1,"met', 0))

@@ -6,7 +6,6 @@ per week of it): an event's place is then the same however often, and however la
 begun over LATE_DAYS ago is filed as ANCIENT, with all the others that do; one from the future is refused.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,9 +43,8 @@ class Clock:
         return self.now_ns + AHEAD_MAX_NS
 
 
-def read_clock(retention_days: int | None) -> Clock:
-    """Now, for a tenant that keeps so many days (None: all)."""
-    now_ns = time.time_ns()
+def set_clock(retention_days: int | None, now_ns: int) -> Clock:
+    """The clock of a batch that comes in at *now_ns*, for a tenant that keeps so many days (None: all)."""
     return Clock(now_ns, cutoff_ns(retention_days, now_ns))
 
 
