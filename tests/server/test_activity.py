@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from km_server.api.cursor import parse_cursor, render_cursor
-from km_server.api.times import parse_time
+from km_server.api.times import parse_time, render_time
 from km_server.store import feed
 from km_server.store.protocol import TenantStore
 from km_server.store.values import ActivityQuery, Filter, Position, StoredEvent
@@ -62,7 +62,7 @@ def test_an_item_says_everything(api: Api) -> None:
         "payload_base64": None,
     }
     assert first["at"].endswith("Z")
-    assert parse_time(first["at"]) == first["at_ns"] // 1000 * 1000
+    assert parse_time(first["at"]) == first["at_ns"]
     assert (second["duration_ms"], second["outcome"], second["error_code"]) == (1.5, "rpc_error", -32601)
     assert "payload" not in api.activity()["items"][0]
 
@@ -250,6 +250,12 @@ def test_a_cursor_reads_back(at_ns: int, row: int) -> None:
     assert parse_cursor(render_cursor(Position(at_ns, row))) == Position(at_ns, row)
 
 
+@given(at_ns=st.integers(0, 2**63 - 1))
+def test_a_time_reads_back(at_ns: int) -> None:
+    """What an item says as `at` is a `from` that begins exactly there."""
+    assert parse_time(render_time(at_ns)) == at_ns
+
+
 @pytest.mark.parametrize(
     ("text", "at_ns"),
     [
@@ -259,7 +265,10 @@ def test_a_cursor_reads_back(at_ns: int, row: int) -> None:
         ("1e3", 10**12),
         ("1970-01-01T00:00:01Z", 10**9),
         ("1970-01-01T01:00:01.25+01:00", 1_250_000_000),
-        ("1970-01-01T00:00:00.123456789Z", 123_456_000),
+        ("1970-01-01T00:00:00.123456789Z", 123_456_789),
+        ("1970-01-01t01:00:00.0000000019+01:00", 1),
+        ("1970-01-01 00:00:02.5z", 2_500_000_000),
+        ("1970-01-01T00:00Z", 0),
     ],
 )
 def test_times(text: str, at_ns: int) -> None:

@@ -86,6 +86,9 @@ def test_a_key_is_rotated(tmp_path: Path) -> None:
         first, second = json.loads(run("keys", "list", "--json", *on(store_url)).stdout)
         assert (second["tenant"], second["scopes"], second["revoked"]) == ("a", "ingest,read", None)
         assert first["expires"] < second["expires"]
+        assert f"key 2 (expires {second['expires']}) is in place of 1, which ends in 24 h" in rotated.stderr
+        longer = run("keys", "rotate", "2", "--overlap-hours", "400", *on(store_url))
+        assert "which ends then, too, before the 400 h are over" in longer.stderr
         assert run("keys", "rotate", str(second["id"]), "--overlap-hours", "0", *on(store_url)).returncode == 0
         api = Api(running.url, rotated.stdout.strip())
         with api.http:

@@ -25,6 +25,7 @@ from km_server.store.values import ApiKey, Scope
 
 DAYS_MAX = 36_500
 HOURS_MAX = 24 * 366
+NS_PER_HOUR = 3600 * 10**9
 TENANT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -99,9 +100,27 @@ def rotate(config_file: Path | None, database_url: str | None, overlap_hours: in
     made = in_store(config, lambda store: store.rotate_key(key_id, digest_key(key), overlap_hours * 3600))
     if made is None:
         raise ServerError(f"there is no live key {key_id}", hint="see: km-server keys list")
-    ends = f"ends in {overlap_hours} h" if overlap_hours else "has ended"
-    click.echo(f"key {made.id} is in place of {key_id}, which {ends}; keep it, it is shown once:", err=True)
+    click.echo(
+        f"key {made.id} ({describe_end(made)}) is in place of {key_id}, which {describe_overlap(made, overlap_hours)};"
+        " keep it, it is shown once:",
+        err=True,
+    )
     click.echo(key)
+
+
+def describe_end(key: ApiKey) -> str:
+    """When a key ends, as words."""
+    return "never expires" if key.expires_at_ns is None else f"expires {render_time(key.expires_at_ns)}"
+
+
+def describe_overlap(made: ApiKey, overlap_hours: int) -> str:
+    """What becomes of the key that *made* replaces, and whose expiry that has."""
+    if not overlap_hours:
+        return "has ended"
+    overlap_ns = overlap_hours * NS_PER_HOUR
+    if made.expires_at_ns is not None and made.expires_at_ns < made.created_at_ns + overlap_ns:
+        return f"ends then, too, before the {overlap_hours} h are over"
+    return f"ends in {overlap_hours} h"
 
 
 def check_tenant(tenant: str) -> None:
