@@ -3,27 +3,36 @@
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from kmctl.options import chosen_home, home_flag
+from kmctl.options import chosen_home, current_places, home_flag
 from kmd.errors import KilometersError
+from kmd.paths import Places
 
 
 def start_command() -> str:
     """The words, with the `--home` of this command line, for the shell."""
     from kmctl.supervisors.lifecycle import find_deployment, find_installed  # the usual answer does not need them
 
-    try:
+    is_installed = is_deaf = False
+    with suppress(KilometersError):
         is_installed = bool(find_installed(find_deployment(chosen_home(), os.environ)))
-    except KilometersError:
-        is_installed = False
-    return f"{choose(is_installed=is_installed, has_manager=has_manager())}{home_flag()}"
+        is_deaf = is_unreachable(current_places())
+    return f"{choose(is_installed=is_installed, has_manager=has_manager(), is_deaf=is_deaf)}{home_flag()}"
 
 
-def choose(*, is_installed: bool, has_manager: bool) -> str:
-    """`kmd` itself only where nobody else would start it. Pure."""
+def is_unreachable(places: Places) -> bool:
+    """Whether kmd runs and nobody can ask it: someone has deleted its socket."""
+    from kmctl.supervisors.process import holder_pid
+
+    return sys.platform != "win32" and not places.control_socket.exists() and holder_pid(places.lock_file) is not None
+
+
+def choose(*, is_installed: bool, has_manager: bool, is_deaf: bool = False) -> str:
+    """`kmd` itself only where nobody else would start it. is_deaf: it runs, to no avail. Pure."""
     if is_installed:
-        return "kmctl service start"
+        return "kmctl service restart" if is_deaf else "kmctl service start"
     return "kmctl service install" if has_manager else "kmd"
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from kmctl.answers import Answer, Status, parse_part
 from kmctl.daemon import ask
 from kmctl.diagnosis.finding import Check, Finding, bad, note, ok
+from kmctl.options import quote
 from kmctl.supervisors.lifecycle import Report
 from kmctl.supervisors.plan import Kind
+from kmctl.supervisors.process import holder_pid
 from kmctl.text import format_count, format_size
 from kmd.config import Config, load_config
 from kmd.errors import ConfigError, DaemonUnavailable, KilometersError
@@ -98,11 +100,12 @@ def judge_mode(seen: Seen, uid: int) -> Finding | None:
     if seen.mode is None:
         return None
     if seen.uid != uid:
-        return bad(Check.MODES, f"{seen.path} belongs to another user", f"sudo chown {uid} '{seen.path}'")
+        return bad(Check.MODES, f"{seen.path} belongs to another user", f"sudo chown {uid} {quote(str(seen.path))}")
     if seen.others_may:
         wanted = "700" if stat.S_ISDIR(seen.mode) else "600"
         shown = f"{stat.S_IMODE(seen.mode):03o}"
-        return bad(Check.MODES, f"{seen.path} is open to other users ({shown})", f"chmod {wanted} '{seen.path}'")
+        fix = f"chmod {wanted} {quote(str(seen.path))}"
+        return bad(Check.MODES, f"{seen.path} is open to other users ({shown})", fix)
     return None
 
 
@@ -120,15 +123,27 @@ def check_daemon(places: Places, report: Report, own_version: str) -> tuple[Stat
     status, trouble = ask_status(places)
     if status is None:
         assert trouble is not None  # noqa: S101 - one of the two
-        fix = "kmctl service start" if report.state.installed else "kmctl service install"
-        if not isinstance(trouble, DaemonUnavailable):
-            fix = "kmctl service restart"
-        return None, [bad(Check.KMD, str(trouble), fix, last_log_lines(report.log_file))]
+        pid = holder_pid(places.lock_file)
+        if pid is not None and sys.platform != "win32" and not places.control_socket.exists():
+            trouble = KilometersError(f"{places.control_socket} is gone")
+        return None, [judge_silence(trouble, pid, report, last_log_lines(report.log_file))]
     findings = [ok(Check.KMD, f"kmd {status.daemon.version} runs (pid {status.daemon.pid})")]
     if sys.platform != "win32" and not places.socket.exists():  # a pipe is there as long as kmd is
         what = f"kmd runs, but km cannot find it: {places.socket} is gone"
         findings.append(bad(Check.KMD, what, "kmctl service restart"))
     return status, [*findings, *judge_daemon(status, own_version)]
+
+
+def judge_silence(trouble: KilometersError, pid: int | None, report: Report, log: Sequence[str]) -> Finding:
+    """A kmd that says nothing about itself. pid: of the one that holds the lock, None when none does. Pure."""
+    fix = "kmctl service start" if report.state.installed else "kmctl service install"
+    if pid is None and isinstance(trouble, DaemonUnavailable):
+        return bad(Check.KMD, str(trouble), fix, log)
+    if report.state.installed:
+        fix = "kmctl service restart"
+    elif pid:
+        fix = f"kill {pid} && {fix}"
+    return bad(Check.KMD, f"kmd runs{f' (pid {pid})' if pid else ''}, but cannot be asked: {trouble}", fix, log)
 
 
 def last_log_lines(path: Path | None) -> list[str]:

@@ -89,9 +89,10 @@ else:
     KILL = "kill -9"
 
     def tell_to_end(_places: Places, pid: int) -> bool:
-        """SIGTERM. Returns True. Raises KilometersError: it is another user's."""
+        """SIGTERM, and SIGCONT: a stopped one (Ctrl-Z) takes it only then. Returns True. Raises KilometersError."""
         try:
             os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGCONT)
         except ProcessLookupError:
             pass  # it has ended in between, or its pid is of another container, which the wait tells
         except PermissionError as exc:

@@ -21,9 +21,10 @@ from kmctl.diagnosis import handshake
 from kmctl.diagnosis.destinations import judge_clock
 from kmctl.diagnosis.finding import Level
 from kmctl.diagnosis.handshake import parse_message, render_status
-from kmctl.diagnosis.local import Seen, judge_mode, judge_room, judge_service
+from kmctl.diagnosis.local import Seen, judge_mode, judge_room, judge_service, judge_silence
 from kmctl.supervisors.lifecycle import Report
 from kmctl.supervisors.plan import Kind, State
+from kmd.errors import DaemonUnavailable, KilometersError
 from tests.cli.desk import ERROR, Desk, Shown, examine, server
 from tests.cli.stub import destination_of, status_of, stub_daemon
 from tests.server.test_proxies import write_certificate
@@ -321,6 +322,42 @@ def test_each_planted_fault_is_found(desk: Desk, fault: str, capsys: Shown, monk
     assert bad[0]["fix"].count("kmctl ") == bad[0]["fix"].count(f"kmctl --home {home} ")
 
 
+INSTALLED = Report(Kind.KM, State(installed=True), None, None)
+NOBODY = Report(None, State(installed=False), None, None)
+AWAY, HANGS = DaemonUnavailable("kmd is not running"), KilometersError("no")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "pid", "report", "what", "fix"),
+    [
+        (AWAY, None, INSTALLED, "kmd is not running", "kmctl service start"),
+        (AWAY, None, NOBODY, "kmd is not running", "kmctl service install"),
+        (AWAY, 7, INSTALLED, "kmd runs (pid 7), but cannot be asked: kmd is not running", "kmctl service restart"),
+        (HANGS, 7, NOBODY, "kmd runs (pid 7), but cannot be asked: no", "kill 7 && kmctl service install"),
+        (HANGS, None, INSTALLED, "kmd runs, but cannot be asked: no", "kmctl service restart"),
+    ],
+)
+def test_a_kmd_that_says_nothing(
+    trouble: KilometersError, pid: int | None, report: Report, what: str, fix: str
+) -> None:
+    found = judge_silence(trouble, pid, report, [])
+    assert (found.what, found.fix) == (what, fix)
+
+
+def test_a_kmd_whose_socket_was_deleted(desk: Desk, capsys: Shown) -> None:
+    """Its lock tells that it runs; starting it, as for one that does not, would be of no use."""
+    socket, aside = desk.km_home / "control.sock", desk.km_home / "aside"
+    socket.rename(aside)
+    try:
+        code, told = examine(desk.km_home, capsys, "--no-start", "--offline")
+    finally:
+        aside.rename(socket)
+    assert code == 4
+    (fault,) = [one for one in told["findings"] if one["level"] == "bad"]
+    assert f"{socket} is gone" in fault["what"]
+    assert fault["fix"].startswith("kill ")
+
+
 def test_the_evidence_is_shown_and_harmless(desk: Desk, capsys: Shown) -> None:
     desk.write_server(server('print("Starting \\x1b[2J!")'))
     assert run(["--home", str(desk.km_home), "doctor"]) == 4
@@ -403,7 +440,7 @@ def test_room(free: int, wanted: int, level: str) -> None:
 def test_another_users_file() -> None:
     finding = judge_mode(Seen(Path("/x"), 0o100600, 5), 6)
     assert finding is not None
-    assert finding.fix == "sudo chown 6 '/x'"
+    assert finding.fix == "sudo chown 6 /x"
     assert judge_mode(Seen(Path("/x"), None, -1), 6) is None
 
 

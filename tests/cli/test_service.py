@@ -209,6 +209,23 @@ def test_without_a_service_manager_km_is_the_one(home: Environ) -> None:
     assert not list(Path(file).parent.glob("kmd.autostart*"))
 
 
+def test_a_kmd_that_was_stopped_by_a_signal_ends_all_the_same(home: Environ) -> None:
+    kmctl(home, "service", "install")
+    pid = service_state(home)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    assert as_json(home, "service", "stop")["stopped_pid"] == pid
+
+
+def test_a_socket_that_is_gone_comes_back_with_the_hint(home: Environ) -> None:
+    kmctl(home, "service", "install")
+    (socket,) = Path(home["HOME"]).rglob("control.sock")
+    socket.unlink()
+    code, _, err = run_kmctl("status", environ=home)
+    assert (code, "hint: start it with 'kmctl service restart'" in err) == (3, True)
+    kmctl(home, "service", "restart")
+    assert run_kmctl("status", environ=home)[0] == 0
+
+
 def test_the_log_can_be_read_and_followed(home: Environ) -> None:
     kmctl(home, "service", "install")
     assert kmctl(home, "service", "logs", "-n", "1").count("\n") == 1
