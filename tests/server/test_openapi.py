@@ -74,6 +74,14 @@ def test_every_answer_is_what_the_document_says(api: Api) -> None:
             jsonschema.validate(found, schema)
 
 
+def test_a_question_too_long_for_a_line_is_in_the_document(api: Api) -> None:
+    """Each parameter may be within its bounds, and the line that carries it too long all the same."""
+    document = api.http.get("/api/openapi.json").json()
+    answer = api.http.get("/api/v1/activity", params={"target": "\U0001f600" * 4000})
+    assert str(answer.status_code) in document["paths"]["/api/v1/activity"]["get"]["responses"]
+    assert answer.status_code == 431
+
+
 def test_what_decodes_a_body_is_what_the_document_describes() -> None:
     for described, decoding in ((BatchBody, Envelope), (SingleBody, SingleEnvelope)):
         assert described.__struct_fields__ == decoding.__struct_fields__

@@ -26,6 +26,7 @@ MEANINGS = {
     415: "Not this content type or coding.",
     422: "Not one event can be stored as it is; nothing was stored.",
     429: "The key sends too fast; see Retry-After.",
+    431: "A header or the request line is too long.",
     503: "Not now; see Retry-After.",
 }
 WITH_RETRY = frozenset({429, 503})

@@ -16,7 +16,7 @@ from km_server.errors import ApiError
 from km_server.store.values import Scope
 
 JSON = "application/json"
-KEYED = (400, 401, 403, 429, 503)
+KEYED = (400, 401, 403, 429, 431, 503)
 """What every operation behind a key may answer besides success."""
 
 TAKES_A_BODY = (408, 413, 415)
