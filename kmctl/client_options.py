@@ -11,7 +11,7 @@ from kmctl.options import Decorated
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What was chosen. Empty: all."""
+    """Which clients and servers a command is about, by name; an empty tuple means all of them."""
 
     clients: tuple[str, ...]
     servers: tuple[str, ...]
@@ -22,7 +22,7 @@ class Scope:
 
     @property
     def everything(self) -> bool:
-        """Whether nothing was left out."""
+        """Whether the command is about every server of every client."""
         return not self.clients and not self.servers
 
 

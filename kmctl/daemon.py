@@ -88,14 +88,14 @@ if sys.platform == "win32":
     from kmd.pipe_client import connect_pipe
 
     def open_connection(path: Path) -> Connection:
-        """Raises OSError."""
+        """A connection to kmd's control socket or pipe at *path*. Raises OSError: nobody answers there."""
         return connect_pipe(str(path), CONNECT_TIMEOUT_S)
 
 else:
     import socket
 
     def open_connection(path: Path) -> Connection:
-        """Raises OSError."""
+        """A connection to kmd's control socket or pipe at *path*. Raises OSError: nobody answers there."""
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         peer.settimeout(CONNECT_TIMEOUT_S)
         try:

@@ -63,6 +63,6 @@ def examine(*, start: bool, ask: bool) -> list[Finding]:
 
 
 def tell(label: str) -> None:
-    """Progress, for a person who waits."""
+    """Say on a terminal's stderr what was asked just now, as it may take a while."""
     if sys.stderr.isatty():
         click.echo(f"asked {label}", err=True)

@@ -135,7 +135,7 @@ def start_service(deployment: Deployment) -> tuple[Outcome | None, KilometersErr
 
 
 def say_trouble(trouble: KilometersError | None) -> None:
-    """Why kmd does not run."""
+    """Say why kmd does not run and what to do about it; nothing when it does."""
     if trouble:
         click.echo(f"error: {harmless(str(trouble))}", err=True)
         click.echo(f"hint: {harmless(trouble.hint)}", err=True)
@@ -161,7 +161,7 @@ def say_rest(
 
 
 def nothing_to_do(work: Work) -> str:
-    """Why nothing changes."""
+    """Why there is nothing to install, as a sentence."""
     if work.wrapped:
         return f"nothing to change: km is in front of {format_count(work.wrapped, 'server')} already"
     return "found no MCP server that is started by a command"

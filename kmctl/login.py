@@ -116,7 +116,7 @@ def keep_key(
 
 
 def show(kept: Destination, identity: Identity, written: Written, places: Places, *, as_json: bool) -> int:
-    """Say what was done; the exit code."""
+    """Say what was done. Returns the exit code: 1 when kmd did not take the new configuration."""
     if as_json:
         print_json(
             {

@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A sentence."""
+    """A line of its own between tables and facts."""
 
     text: str
     style: str = ""
@@ -69,12 +69,12 @@ EMPTY = Line("")
 
 
 def unpainted(text: str, _style: str) -> str:
-    """For a pipe: no colours."""
+    """*text* as a pipe gets it: without colours."""
     return text
 
 
 def painted(text: str, style: str) -> str:
-    """For a terminal."""
+    """*text* as a terminal shows it in *style*: a colour, `bold`, `dim`, or none."""
     if style in COLOURS:
         return click.style(text, fg=style)
     return click.style(text, bold=style == "bold" or None, dim=style == "dim" or None) if style else text

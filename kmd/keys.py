@@ -116,7 +116,7 @@ def read_key_file(config_file: Path) -> dict[str, str]:
 
 
 def write_key_file(config_file: Path, keys: dict[str, str]) -> None:
-    """Raises ConfigError."""
+    """Replace the key file by one with *keys*, readable by its user alone. Raises ConfigError: it cannot be written."""
     path = key_file(config_file)
     try:
         write_private(path, tomli_w.dumps(keys))

@@ -39,7 +39,7 @@ class Places:
 
     @property
     def control_socket(self) -> Path:
-        """Where kmctl does."""
+        """Where kmctl finds kmd: a socket's path, on Windows a pipe's name."""
         return meeting_point(self.meeting_dir, CONTROL_SOCKET)
 
     @property

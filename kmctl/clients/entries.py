@@ -82,7 +82,7 @@ class Entry:
         return self.node.start, end if self.node.flow else end_of_line(document.text, end)
 
     def text(self, document: Document) -> str:
-        """Its text, from the first to the last character of its value."""
+        """The entry's text in the file, from the first to the last character of its value."""
         start, end = self.span(document)
         return document.text[start:end]
 
@@ -119,7 +119,7 @@ def find_containers(
 def read_container(
     document: Document, place: tuple[str | int, ...], container: Node, *, editable: bool
 ) -> Iterator[Entry]:
-    """The servers in one map or list."""
+    """The servers in one map (named by their keys) or list (named by their `name`, else by their number)."""
     for member in container.members:
         yield read_entry(document, (*place, member.key), member.key, member.value, editable=editable)
     for number, item in enumerate(container.items):
@@ -129,7 +129,7 @@ def read_container(
 
 
 def read_entry(document: Document, path: tuple[str | int, ...], name: str, node: Node, *, editable: bool) -> Entry:
-    """One server."""
+    """One server as it is written: how it is reached, its words, and why it cannot be wrapped, if so."""
     slot = find_slot(node)
     if slot is None and not node.editable:
         return Entry(path, name, node, "none", None, (), NOT_EDITABLE)
@@ -192,7 +192,7 @@ def is_text(node: Node) -> bool:
 
 
 def read_words(slot: Slot) -> tuple[str, ...]:
-    """Command and arguments."""
+    """The words that start the server: its command, then its arguments."""
     items = slot.args.value.items if slot.args else ()
     return (
         tuple(str(one.value) for one in (*slot.command.value.items, *items))

@@ -32,7 +32,7 @@ def parse_document(raw: bytes, form: Format) -> Document:
 
 
 def parse_text(text: str, form: Format) -> Document:
-    """The same for text."""
+    """The document that *text* is. Raises NotUnderstood: it is too large, not valid, or nested too deeply."""
     if form is not Format.JSON and len(text) > TEXT_MAX:
         raise NotUnderstood(1, f"is larger than {TEXT_MAX >> 20} MiB")
     try:

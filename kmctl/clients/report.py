@@ -80,7 +80,7 @@ def describe_change(change: Change) -> dict[str, object]:
 
 
 def describe_plan(plan: FilePlan, backup: Path | None) -> dict[str, object]:
-    """A file for --json."""
+    """What happens to one file, for --json."""
     return {
         **describe_source(plan.source),
         "servers": [describe_change(change) for change in plan.changes],
@@ -96,5 +96,5 @@ def describe_problem(problem: Problem) -> dict[str, object]:
 
 
 def describe_source(source: Source) -> dict[str, object]:
-    """Which file."""
+    """Which file it is, for --json."""
     return {"client": source.client, "path": str(source.file), "shared": source.shared}

@@ -16,7 +16,7 @@ from kmd.paths import Places, find_places
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file that was read."""
+    """A client's file that was read, and the servers in it."""
 
     source: Source
     snapshot: Snapshot

@@ -117,7 +117,7 @@ class Table:
 
 
 def freeze(inner: Table | list[Table] | Node, place: int) -> Node:
-    """The node of whatever a key holds."""
+    """The finished node of a key's value, table or array of tables; *place* is where the key is named."""
     match inner:
         case Node():
             return inner
@@ -140,7 +140,7 @@ class Scanner:
         return found.end() if found else position
 
     def read(self, position: int) -> Node:
-        """The whole text."""
+        """The node of the whole text, read from *position* on."""
         root = current = Table()
         while (position := self.skip(position)) < len(self.text):
             if self.text.startswith("[[", position):
@@ -156,7 +156,7 @@ class Scanner:
         return root.freeze(0)
 
     def descend(self, table: Table, keys: list[Key]) -> Table:
-        """The table that *keys* lead to."""
+        """The table that *keys* lead to from *table*; those on the way are made when they are new."""
         for key in keys:
             table = table.child(key)
         return table
@@ -228,6 +228,6 @@ class Scanner:
 
 
 def decode(token: str) -> str:
-    """What a string token means."""
+    """The text that a string token stands for, without its quotes and escapes."""
     meaning: dict[str, Any] = tomllib.loads(f"v = {token}")
     return str(meaning["v"])

@@ -136,7 +136,7 @@ def check_duplicates(text: str, node: Node) -> None:
 
 
 def check_own_duplicates(text: str, node: Node) -> None:
-    """The same for the keys of *node* alone."""
+    """Raises NotUnderstood when *node* itself has a key twice; what is inside its values is not looked at."""
     seen: set[str] = set()
     for member in node.members:
         if member.key in seen:

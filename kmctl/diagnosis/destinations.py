@@ -52,7 +52,7 @@ def summarize(asked: Sequence[Asked]) -> str:
 
 
 def ask_one(one: Destination, config_file: Path) -> Asked:
-    """One destination's answer."""
+    """Ask a destination whose the key is, and note its answer, or what went wrong, with the time."""
     key = ""
     try:
         key = read_key(one, config_file)
@@ -63,7 +63,7 @@ def ask_one(one: Destination, config_file: Path) -> Asked:
 
 
 def judge(asked: Asked) -> Iterator[Finding]:
-    """What an answer means. Pure."""
+    """The findings that a destination's answer leads to. Pure."""
     one, told = asked.destination, asked.told
     match told:
         case Introduction():

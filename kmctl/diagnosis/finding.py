@@ -62,17 +62,17 @@ class Finding:
 
 
 def ok(check: Check, what: str) -> Finding:
-    """It is well."""
+    """A finding that all is well; shown with --verbose."""
     return Finding(check, Level.OK, what)
 
 
 def note(check: Check, what: str, fix: str = "") -> Finding:
-    """Worth knowing; not a fault."""
+    """A finding that is worth knowing but no fault; shown with --verbose."""
     return Finding(check, Level.NOTE, what, fix)
 
 
 def bad(check: Check, what: str, fix: str, details: Iterable[str] = ()) -> Finding:
-    """A fault, and how it goes away."""
+    """A fault and how to repair it; doctor then ends with exit code 4."""
     return Finding(check, Level.BAD, what, fix, tuple(line[:DETAIL_MAX_CHARS] for line in details))
 
 

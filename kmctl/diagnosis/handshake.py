@@ -236,7 +236,7 @@ else:
 
 
 def wait(process: subprocess.Popen[bytes]) -> int | None:
-    """Its status, None when it goes on."""
+    """The process's exit status; None when it still runs after GOODBYE_S."""
     try:
         return process.wait(GOODBYE_S)
     except subprocess.TimeoutExpired:

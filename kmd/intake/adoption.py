@@ -67,7 +67,7 @@ class Adopter:
         self.refused: dict[str, Refusal] = {}
 
     def look(self) -> None:
-        """A relay has left."""
+        """A relay has left, so a spool may wait: look now."""
         self._wake.set()
 
     def glance(self) -> None:

@@ -90,7 +90,7 @@ class Intake:
 
     @property
     def size_bytes(self) -> int:
-        """What its payloads take."""
+        """Bytes of all its payloads together."""
         return sum([len(message.payload or b"") for message in self.messages])
 
 

@@ -148,7 +148,7 @@ def keep_gaps(db: Any, gap_bytes: int, sessions: int) -> None:
 
 
 def read_ends(rows: Any) -> list[SessionEnd]:
-    """The values of SELECT_ENDS."""
+    """The ends of sessions in rows of SELECT_ENDS."""
     return [
         SessionEnd(end_seq=seq, start=SessionStart(*start), ended_at_ns=ended_at_ns, closed_first=closed_first or "")
         for seq, *start, ended_at_ns, closed_first in rows

@@ -186,7 +186,7 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is no HTTP; *message* would quote it."""
+        """Answer what is no HTTP. *message* is left out of answer and log: it would quote what came."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun")
         self._door.metrics.malformed.inc()

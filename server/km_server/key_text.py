@@ -18,5 +18,5 @@ def make_key(secret: str) -> str:
 
 
 def digest_key(key: str) -> bytes:
-    """What is stored of a key."""
+    """The SHA-256 of a key, which is all that the store keeps of it."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -58,17 +58,17 @@ class Metrics:
         build.labels(read_version()).set(1)
 
     def count_request(self, method: str, route: str, status: int, took_s: float) -> None:
-        """One answer."""
+        """Count an answer and the seconds that it took."""
         self._requests.labels(method if method in METHODS else "other", route, str(status)).inc()
         self._seconds.labels(route).observe(took_s)
 
     def count_body(self, packed_bytes: int, inflated_bytes: int) -> None:
-        """One body that was unpacked."""
+        """Count a body's bytes as they were sent and once unpacked."""
         self.packed_bytes.inc(packed_bytes)
         self.inflated_bytes.inc(inflated_bytes)
 
     def count_verdicts(self, verdicts: Sequence[Verdict]) -> None:
-        """The events of one batch."""
+        """Count a batch's events by verdict."""
         for status, count in CountOf(verdict.status for verdict in verdicts).items():
             self._events.labels(status).inc(count)
 

@@ -73,7 +73,7 @@ FIXED_HEADERS = {"X-Content-Type-Options": "nosniff", "Server": "km-server", "Ca
 
 
 def render_error(error: ApiError) -> web.Response:
-    """The answer."""
+    """The answer that tells a client of *error*."""
     return web.Response(
         status=error.status,
         body=encode_error(error),

@@ -3,7 +3,7 @@
 import uuid
 
 import pytest
-from km_server.store.fate import AHEAD_MAX_NS, ANCIENT, LATE_DAYS, Clock, filing_day, set_clock, uuid7_ns
+from km_server.store.fate import AHEAD_MAX_NS, ANCIENT, LATE_DAYS, Clock, clock_at, filing_day, uuid7_ns
 from km_server.store.rollup import DAY_NS
 
 TODAY = 20_000
@@ -46,6 +46,6 @@ def test_the_time_in_a_name_decides_whatever_the_sender_says(at_ns: int, filed: 
 
 
 def test_whole_days_are_kept() -> None:
-    assert set_clock(None, NOW_NS).oldest_ns == 0
-    assert set_clock(30, NOW_NS).oldest_ns == (TODAY - 30) * DAY_NS
-    assert set_clock(TODAY + 1, NOW_NS).oldest_ns == 0
+    assert clock_at(None, NOW_NS).oldest_ns == 0
+    assert clock_at(30, NOW_NS).oldest_ns == (TODAY - 30) * DAY_NS
+    assert clock_at(TODAY + 1, NOW_NS).oldest_ns == 0

@@ -11,7 +11,6 @@ import json
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -196,12 +195,3 @@ def poison(server: Misbehaving, offsets: set[int], status: int) -> Script:
         return Act(render_answer(status, b'{"error":"no"}'))
 
     return script
-
-
-def wait_until(probe: Callable[[], bool], wait_s: float = 20.0) -> None:
-    """For threads: until *probe* is true. Raises TimeoutError."""
-    deadline = time.monotonic() + wait_s
-    while not probe():
-        if time.monotonic() > deadline:
-            raise TimeoutError("waited in vain")
-        time.sleep(0.01)

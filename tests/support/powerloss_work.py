@@ -70,7 +70,7 @@ def plan_message(rand: Random, stream: Stream, offset: int, size: int) -> Messag
 
 
 def end_of(message: Message) -> int:
-    """Where the stream goes on."""
+    """The offset of the byte behind *message* and its newline."""
     return message.offset + message.size_bytes + 1
 
 

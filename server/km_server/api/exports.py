@@ -59,7 +59,7 @@ class Exporter(Protocol):
 
 
 def make_exporter(kind: Format, usd_per_kb: float, version: str, *, payloads: bool) -> Exporter:
-    """The writer of a format."""
+    """What writes events in the format *kind*."""
     match kind:
         case Format.JSONL:
             return JsonLines(usd_per_kb, payloads)
@@ -194,7 +194,7 @@ class Har:
 
 
 def is_answer(stored: StoredEvent) -> bool:
-    """Whether it answers a request."""
+    """Whether the event is an answer: a result or an error."""
     return stored.event.kind in (Kind.RESPONSE, Kind.ERROR)
 
 
@@ -206,7 +206,7 @@ def belong_together(former: StoredEvent, later: StoredEvent) -> bool:
 
 
 def as_pair(one: StoredEvent, other: StoredEvent | None = None) -> Pair:
-    """Request first, answer second."""
+    """The two sorted as (request, answer); one of them is None when the other stands alone."""
     return (other, one) if is_answer(one) else (one, other)
 
 

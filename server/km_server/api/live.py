@@ -69,7 +69,7 @@ def parse_mark(text: str) -> int | None:
 
 
 async def follow(request: web.Request, store: TenantStore, mark: int | None, where: Filter) -> AsyncIterator[bytes]:
-    """The stream in pieces."""
+    """The bytes of the feed, portion by portion, until the server ends or the key does."""
     draining, clock = request.app[DOOR].draining, asyncio.get_running_loop().time
     news = await store.read_news(mark, where, PORTION)
     allowed_at = clock()

@@ -12,13 +12,13 @@ from km_server.ingest import routes as ingest
 
 
 async def get_document(request: web.Request) -> web.Response:
-    """The document of all of them."""
+    """The OpenAPI document that describes every operation."""
     return web.Response(body=encoded_document(), content_type=JSON)
 
 
 @cache
 def encoded_document() -> bytes:
-    """The same for as long as the process lives."""
+    """The document as JSON, rendered once for each process."""
     return msgspec.json.encode(render_document(OPERATIONS))
 
 

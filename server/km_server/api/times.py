@@ -52,5 +52,5 @@ def render_time(at_ns: int) -> str:
 
 
 def render_maybe(at_ns: int | None) -> str | None:
-    """The same where there may be no time."""
+    """RFC 3339 in UTC; None where there is no time."""
     return None if at_ns is None else render_time(at_ns)

@@ -139,7 +139,7 @@ def parse_scopes(text: str) -> frozenset[Scope]:
 
 
 def render_key(key: ApiKey) -> dict[str, str | int | None]:
-    """A key as shown."""
+    """What `keys list` shows of a key, by column."""
     return {
         "id": key.id,
         "tenant": key.tenant.name,

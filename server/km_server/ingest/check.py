@@ -77,7 +77,6 @@ DECODE_SINGLE = msgspec.json.Decoder(SingleEnvelope)
 DECODE_SCHEMA = msgspec.json.Decoder(SchemaOnly)
 DECODE_EVENT = msgspec.json.Decoder(StrictEvent)
 DECODE_NEWER_EVENT = msgspec.json.Decoder(BoundedEvent)
-DECODE_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 DECODE_SESSION = msgspec.json.Decoder(BoundedSession)
 DECODE_NAME = msgspec.json.Decoder(NameOnly)
 

@@ -59,7 +59,7 @@ class BoundedEvent(Event, frozen=True, kw_only=True):
 
 
 class StrictEvent(BoundedEvent, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The same without a field that nobody knows: most events, decoded at no extra cost."""
+    """A BoundedEvent without fields that this version does not know, as most are: they need no second look."""
 
 
 class BatchBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +104,7 @@ class SingleBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NameOnly(msgspec.Struct, frozen=True):
-    """What is asked of a session's description that is not understood."""
+    """The one field that is read of a session's description that cannot be understood, to name it in a verdict."""
 
     session: str
 
@@ -132,7 +132,7 @@ class SingleEnvelope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SchemaOnly(msgspec.Struct, frozen=True):
-    """What is asked of a body that is not understood."""
+    """The one field that is read of a body that cannot be understood: it may be of a later schema."""
 
     schema: int = SCHEMA
 

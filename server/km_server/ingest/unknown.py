@@ -60,7 +60,7 @@ def find_problem(value: object) -> str:
 
 
 def list_parts(value: object) -> list[object]:
-    """What a list or an object holds."""
+    """The values in a list or an object; none in anything else."""
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []

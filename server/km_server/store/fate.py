@@ -43,7 +43,7 @@ class Clock:
         return self.now_ns + AHEAD_MAX_NS
 
 
-def set_clock(retention_days: int | None, now_ns: int) -> Clock:
+def clock_at(retention_days: int | None, now_ns: int) -> Clock:
     """The clock of a batch that comes in at *now_ns*, for a tenant that keeps so many days (None: all)."""
     return Clock(now_ns, cutoff_ns(retention_days, now_ns))
 

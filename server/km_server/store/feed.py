@@ -66,7 +66,7 @@ class Walk:
 
     @property
     def by_time(self) -> str:
-        """The order, as SQL."""
+        """The page's order as an ORDER BY clause."""
         way = "DESC" if self.order is Order.NEWEST_FIRST else "ASC"
         return f" ORDER BY e.at_ns {way}, e.id {way}"
 

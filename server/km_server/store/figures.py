@@ -66,7 +66,7 @@ def rows_of(
 
 
 def read_totals(tenant_id: int, query: StatsQuery, pieces: Sequence[Piece]) -> Asking[tuple[Figures, dict[int, int]]]:
-    """Everything together."""
+    """The figures of everything that the query asks for, and how many answers are in each latency bucket."""
     values = Values()
     rows = yield values.question(f"SELECT {SUMS} FROM {rows_of('rollups', NAMES, tenant_id, query, pieces, values)}")
     values = Values()
@@ -128,7 +128,7 @@ def read_group_latencies(
 
 
 def series_of(group_by: Sequence[Dimension], names: Sequence[str]) -> Series:
-    """What a group stands for."""
+    """The series that a row of a grouped question is about; None for each name it was not grouped by."""
     given = dict(zip(group_by, names, strict=True))
     return Series(given.get(Dimension.SERVER), given.get(Dimension.METHOD), given.get(Dimension.TARGET))
 

@@ -4,7 +4,7 @@ What of a batch is offered to a database, decided before it is asked. Pure.
 Events are grouped by session, and what cannot be stored has its verdict already. The stores fill in the rest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from km_server.store.fate import AHEAD, EXPIRED, REFUSALS, Clock, filing_day
@@ -35,7 +35,7 @@ class Offer:
         return {code: count for code, count in counts.items() if count}
 
     def answer(self, session: str, verdict: Verdict) -> None:
-        """The same verdict for all the session's events."""
+        """Give every event of *session* the same verdict."""
         for place in self.places[session]:
             self.verdicts[place] = verdict
 
@@ -83,8 +83,3 @@ def merge(known: Session, other: Session) -> Session:
         ended_at_ns=known.ended_at_ns if other.ended_at_ns is None else other.ended_at_ns,
         closed_first=other.closed_first or known.closed_first,
     )
-
-
-def counted(refused: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
-    """Both together."""
-    return {code: refused.get(code, 0) + more.get(code, 0) for code in {*refused, *more}}

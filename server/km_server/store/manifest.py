@@ -51,5 +51,5 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 def make_manifest(sums: dict[str, TableSum]) -> Manifest:
-    """What was counted."""
+    """The manifest of tables that were counted and summed, in the order of their names."""
     return Manifest({name: TableEntry(table.rows, table.checksum) for name, table in sorted(sums.items())})

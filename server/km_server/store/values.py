@@ -227,7 +227,7 @@ class StoredSession:
 
     @property
     def position(self) -> Position:
-        """Its place in the list: newest first by its start."""
+        """The session's place in the list of sessions, which is sorted by their starts."""
         return Position(self.session.started_at_ns, self.id)
 
 

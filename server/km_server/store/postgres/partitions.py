@@ -145,7 +145,7 @@ async def drop_partition(connection: Any, week: Week, tenants: dict[int, Tenant]
 
 
 def bounds(week: Week) -> tuple[int, int]:
-    """The week's days, for a question."""
+    """The week's first day and the one after its last, as a question's values."""
     return week.first, week.end
 
 

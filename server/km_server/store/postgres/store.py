@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from km_server.store.asked import Ask, AskedStore
 from km_server.store.bell import Bell
 from km_server.store.counting import CREATE_FRESH
-from km_server.store.fate import set_clock
+from km_server.store.fate import clock_at
 from km_server.store.judge import make_offer
 from km_server.store.postgres import partitions
 from km_server.store.postgres.driver import UPKEEP_MS, Terms, answer, open_pool, persist, transaction
@@ -63,7 +63,7 @@ class PostgresEngine:
         return await persist(attempt)
 
     async def ingest(self, tenant: Tenant, sessions: Sequence[Session], arrivals: Sequence[Arrival]) -> list[Verdict]:
-        clock = set_clock(tenant.retention_days, time.time_ns())
+        clock = clock_at(tenant.retention_days, time.time_ns())
         weight = len(sessions) + len(arrivals)
         return await self._loader.submit(tenant.id, lambda: make_offer(sessions, arrivals, clock), weight)
 

@@ -191,7 +191,7 @@ def insert_events(
 
 
 def identify(session_id: int, arrival: Arrival) -> Identity:
-    """What names the event's row."""
+    """The four values that name an event's row."""
     event = arrival.event
     return session_id, STREAM_CODES[event.stream], event.offset, event.index
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from km_server.store.asked import Ask, AskedStore
 from km_server.store.bell import Bell
-from km_server.store.fate import set_clock
+from km_server.store.fate import clock_at
 from km_server.store.protocol import Store
 from km_server.store.sqlite import insert
 from km_server.store.sqlite.connection import open_reader, open_writer, parse_database_url, read_pragma
@@ -50,7 +50,7 @@ class SqliteEngine:
         return await self._writer.submit(work)
 
     async def ingest(self, tenant: Tenant, sessions: Sequence[Session], arrivals: Sequence[Arrival]) -> list[Verdict]:
-        clock = set_clock(tenant.retention_days, time.time_ns())
+        clock = clock_at(tenant.retention_days, time.time_ns())
 
         def work(transaction: Transaction) -> list[Verdict]:
             return insert.ingest(transaction, tenant, clock, sessions, arrivals)

@@ -63,7 +63,7 @@ class Writer:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait."""
+        """How many requests wait for the writing thread."""
         return self._inbox.qsize()
 
     async def submit(self, work: Callable[[Transaction], T], weight: int = 1) -> T:
