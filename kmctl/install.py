@@ -135,7 +135,7 @@ def start_service(deployment: Deployment) -> tuple[Outcome | None, KilometersErr
 
 
 def say_trouble(trouble: KilometersError | None) -> None:
-    """Say why kmd does not run and what to do about it; nothing when it does."""
+    """Say what went wrong with kmd's service and what to do about it; nothing when nothing did."""
     if trouble:
         click.echo(f"error: {harmless(str(trouble))}", err=True)
         click.echo(f"hint: {harmless(trouble.hint)}", err=True)
