@@ -8,9 +8,9 @@ not the making of traffic. The bare loop writes the very rows that kmd wrote, wi
 import json
 import statistics
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from kmd.outbox.outbox import INSERT_NEW
 from kmd.record import DATA, render_head
 from tests.support.bench.contenders import peak_rss_mib
 from tests.support.bench.report import Budget, Options, Section, Sheet
+from tests.support.bench.side_by_side import SPREAD, median_ratio, spread, time_together
 from tests.support.processes import (
     Running,
     ask,
@@ -98,13 +99,7 @@ def play(home: Path, first_session: int, records: list[bytes]) -> float:
             relay.bye()
             relay.wait_bye()
 
-    threads = [threading.Thread(target=session, args=(first_session + n,)) for n in range(SESSIONS)]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - began
+    return time_together(partial(session, first_session + n) for n in range(SESSIONS))
 
 
 def measure_commits(section: Section, effort: Effort, folder: Path) -> None:
@@ -116,10 +111,9 @@ def measure_commits(section: Section, effort: Effort, folder: Path) -> None:
         with running_kmd(home):
             kmd_rates.append(effort.events / play(home, 1, records))
         bare_rates.append(effort.events / insert_bare(home / "outbox.db", folder / f"bare{number}.db"))
-    ratio = statistics.median(k / b for k, b in zip(kmd_rates, bare_rates, strict=True))
-    rows: list[tuple[str | float, ...]] = [("kmd", min(kmd_rates), statistics.median(kmd_rates), max(kmd_rates))]
-    rows.append(("executemany", min(bare_rates), statistics.median(bare_rates), max(bare_rates)))
-    section.sheets.append(Sheet("events committed per second, 8 sessions", ("", "min", "median", "max"), rows))
+    rows = [spread("kmd", kmd_rates), spread("executemany", bare_rates)]
+    section.sheets.append(Sheet("events committed per second, 8 sessions", SPREAD, rows))
+    ratio = median_ratio(kmd_rates, bare_rates)
     section.budgets.append(Budget("committed events against executemany", ratio, 0.5, at_least=True))
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from km_server.store.sqlite.insert import OWN_COLUMNS
 from kmd.wire import Batch, Event, Session
 from tests.support.bench import grown
 from tests.support.bench.report import Budget, Options, Section, Sheet
+from tests.support.bench.side_by_side import SPREAD, median_ratio, spread, time_together
 from tests.support.postgres import Cluster, running_postgres
 from tests.support.processes import create_key, running_server
 
@@ -161,13 +161,7 @@ def send_all(url: str, key: str, bodies: list[list[bytes]]) -> tuple[float, list
                 break
         connection.close()
 
-    threads = [threading.Thread(target=send, args=(own,)) for own in bodies]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - began, took
+    return time_together(partial(send, own) for own in bodies), took
 
 
 @contextmanager
@@ -191,15 +185,11 @@ def measure_ingest(section: Section, effort: Effort, place: Place, folder: Path)
         bare.append(effort.events / place.bulk_load(source, target))
         if place.bare_copy is not None:
             copied.append(effort.events / place.bare_copy(source, place.make()))
-    ratio = statistics.median(s / b for s, b in zip(served, bare, strict=True))
-    rows: list[tuple[str | float, ...]] = [("km-server", min(served), statistics.median(served), max(served))]
-    rows.append(("bulk load", min(bare), statistics.median(bare), max(bare)))
+    rows = [spread("km-server", served), spread("bulk load", bare)]
     if copied:
-        rows.append(("bare COPY, which takes no duplicate", min(copied), statistics.median(copied), max(copied)))
-    columns = ("", "min", "median", "max")
-    section.sheets.append(
-        Sheet(f"{place.name}: events per second, batches of {BATCH_EVENTS}, 8 clients", columns, rows)
-    )
+        rows.append(spread("bare COPY, which takes no duplicate", copied))
+    section.sheets.append(Sheet(f"{place.name}: events per second, batches of {BATCH_EVENTS}, 8 clients", SPREAD, rows))
+    ratio = median_ratio(served, bare)
     section.budgets.append(Budget(f"{place.name}: ingest against its own bulk load", ratio, 0.5, at_least=True))
 
 
