@@ -110,7 +110,7 @@ def find_containers(
     if not keys:
         yield place, node, editable
         return
-    check_own_duplicates(document.text, node)
+    check_own_duplicates(document.text, node, None if keys[0] == ANY else keys[0])
     for member in node.members:
         if keys[0] in (ANY, member.key):
             yield from find_containers(document, member.value, keys[1:], (*place, member.key), editable=editable)

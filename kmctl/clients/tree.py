@@ -135,11 +135,11 @@ def check_duplicates(text: str, node: Node) -> None:
         check_own_duplicates(text, one)
 
 
-def check_own_duplicates(text: str, node: Node) -> None:
-    """Raises NotUnderstood when *node* itself has a key twice; what is inside its values is not looked at."""
+def check_own_duplicates(text: str, node: Node, key: str | None = None) -> None:
+    """Raises NotUnderstood when *node* itself has *key*, or with None any key, twice; its values are not looked at."""
     seen: set[str] = set()
     for member in node.members:
-        if member.key in seen:
+        if member.key in seen and key in (None, member.key):
             raise NotUnderstood(line_of(text, member.start), f"the key {member.key!r} is there twice")
         seen.add(member.key)
 

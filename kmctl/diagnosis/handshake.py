@@ -23,6 +23,8 @@ from typing import IO, Any
 ANSWER_TIMEOUT_S = 20.0
 """npx and uvx may have to look for the server first."""
 GOODBYE_S = 3.0
+NOTICE_S = 0.25
+"""How soon a thread that waits for an answer notices that nobody wants it any more."""
 LINE_MAX_BYTES = 1 << 20
 STDERR_LINES = 5
 STDERR_LOOK_BYTES = 64 << 10
@@ -71,7 +73,27 @@ class Outcome:
     """Whether it closed its stdout, of itself."""
 
 
-def try_server(words: Sequence[str], environ: Mapping[str, str], cwd: str | None) -> Outcome:
+@dataclass(slots=True)
+class Running:
+    """The servers that run now: someone who presses Ctrl-C waits for none of them."""
+
+    processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    ended: bool = False
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        """One more. It is told to end when it comes too late."""
+        self.processes.add(process)
+        if self.ended:
+            tell_to_end(process)
+
+    def end_all(self) -> None:
+        """Have every server end, and nobody wait for an answer. From any thread."""
+        self.ended = True
+        for process in list(self.processes):
+            tell_to_end(process)
+
+
+def try_server(words: Sequence[str], environ: Mapping[str, str], cwd: str | None, running: Running) -> Outcome:
     """Start the server that *words* name, ask it, end it."""
     if cwd is not None and not Path(cwd).is_dir():
         return Outcome(missing=f"there is no folder {cwd}, which is its cwd")
@@ -94,11 +116,13 @@ def try_server(words: Sequence[str], environ: Mapping[str, str], cwd: str | None
             return Outcome(missing=exc.strerror or type(exc).__name__)
         except ValueError:  # a NUL in a word, a `=` in a variable's name
             return Outcome(missing="no program can be given its arguments or variables")
+        running.add(process)
         outcome = Outcome()
         try:
-            converse(process, outcome)
+            converse(process, outcome, running)
         finally:
             end(process, outcome)
+            running.processes.discard(process)
         outcome.stderr = last_lines(stderr)
     return outcome
 
@@ -110,10 +134,10 @@ def find_program(command: str, environ: Mapping[str, str], cwd: str | None) -> s
     return found and os.path.abspath(found)  # noqa: PTH100 - links stay: they may decide what the program is
 
 
-def converse(process: subprocess.Popen[bytes], outcome: Outcome) -> None:
+def converse(process: subprocess.Popen[bytes], outcome: Outcome, running: Running) -> None:
     """Ask until one question is answered, the server has ended, or time is up."""
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    lines = Lines(process)
+    lines = Lines(process, running)
     for question in FIRST_WORDS:
         if not say(process, question):
             break
@@ -157,10 +181,11 @@ def parse_message(line: bytes) -> dict[str, Any] | None:
 class Lines:
     """The server's lines, each with a time limit."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], running: Running) -> None:
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         self._fd = process.stdout.fileno()
         self._rest = b""
+        self._running = running
         self.at_end = False
 
     def read(self, deadline: float) -> bytes | None:
@@ -174,13 +199,20 @@ class Lines:
                 continue
             if len(line) > LINE_MAX_BYTES:
                 return None
-            ready = wait_readable(self._fd, deadline)
+            ready = self.wait(deadline)
             chunk = os.read(self._fd, 65536) if ready else b""
             if not chunk:
                 self.at_end = ready
                 self._rest = b""
                 return line or None
             self._rest += chunk
+
+    def wait(self, deadline: float) -> bool:
+        """Whether there is something to read before *deadline*, and before all have to end."""
+        while not self._running.ended and (now := time.monotonic()) < deadline:
+            if wait_readable(self._fd, min(deadline, now + NOTICE_S)):
+                return True
+        return False
 
 
 def end(process: subprocess.Popen[bytes], outcome: Outcome) -> None:
@@ -212,6 +244,10 @@ if sys.platform == "win32":
                 return available > 0
             time.sleep(LOOK_S)
 
+    def tell_to_end(process: subprocess.Popen[bytes]) -> None:
+        """At once: there is nothing gentler."""
+        end_tree(process)
+
     def end_tree(process: subprocess.Popen[bytes]) -> None:
         """End the server and all that it has started."""
         with contextlib.suppress(OSError):
@@ -225,6 +261,11 @@ else:
         """Whether the pipe *fd* has something to read, its end included, before the monotonic clock says *deadline*."""
         ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
         return bool(ready)
+
+    def tell_to_end(process: subprocess.Popen[bytes]) -> None:
+        """SIGTERM, to all that it has started, too."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGTERM)
 
     def end_tree(process: subprocess.Popen[bytes]) -> None:
         """End the server and all that it has started: by SIGTERM, or else by SIGKILL."""

@@ -16,7 +16,7 @@ from kmctl.clients.tree import Node, to_value
 from kmctl.clients.undo import Undo
 from kmctl.clients.undo_store import load_undos
 from kmctl.diagnosis.finding import Check, Finding, bad, note, ok
-from kmctl.diagnosis.handshake import Outcome, render_status, try_server
+from kmctl.diagnosis.handshake import Outcome, Running, render_status, try_server
 from kmctl.options import quote
 from kmctl.text import format_count
 from kmd.paths import Places
@@ -173,21 +173,29 @@ def fix_missing(server: Server, environ: Mapping[str, str]) -> str:
 def check_servers(servers: Sequence[Server], environ: Mapping[str, str], tell: Callable[[str], None]) -> list[Finding]:
     """Start each server once and see whether it answers. tell: gets each server's label when it is done."""
 
+    running = Running()
+
     def check(server: Server) -> list[Finding]:
-        findings = list(check_server(server, environ))
+        findings = list(check_server(server, environ, running))
         tell(server.label)
         return findings
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
         return [finding for findings in pool.map(check, servers) for finding in findings]
+    except KeyboardInterrupt:
+        running.end_all()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def check_server(server: Server, environ: Mapping[str, str]) -> Iterator[Finding]:
+def check_server(server: Server, environ: Mapping[str, str], running: Running) -> Iterator[Finding]:
     """One server."""
     if server.asleep:
         yield note(Check.HANDSHAKE, f"{server.label}: {server.asleep}")
         return
-    outcome = try_server(server.words, {**environ, **server.environ}, server.cwd)
+    outcome = try_server(server.words, {**environ, **server.environ}, server.cwd, running)
     hide(outcome, find_secrets(server.words, server.environ))
     if outcome.missing:
         what = f"{server.label}: {server.words[0]} cannot be started ({outcome.missing})"

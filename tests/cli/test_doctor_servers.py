@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from tests.cli.desk import Desk, Shown, examine, server
 from tests.cli.terminal import run_kmctl
-from tests.support.processes import WAIT_S
+from tests.support.processes import WAIT_S, command, wait_for
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,19 @@ def test_a_key_that_a_server_repeats_is_masked(desk: Desk, capsys: Shown) -> Non
     assert "hunter" not in shown
     assert "key *** bad ***" in shown
     assert "no *** ***" in shown
+
+
+def test_ctrl_c_waits_for_no_server(desk: Desk) -> None:
+    started = desk.home / "started"
+    desk.write_server(f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(1000)")
+    words = [command("kmctl"), "--home", str(desk.km_home), "doctor", "--offline"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_for(lambda: started.exists() and started.read_text(), "the server")
+        process.send_signal(signal.SIGINT)
+        shown = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, shown) == (130, (b"", b""))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
 
 
 def run_fix(desk: Desk, told: dict[str, Any]) -> None:

@@ -137,6 +137,7 @@ def test_a_key_that_is_there_twice_is_refused_where_it_decides(text: str) -> Non
 
 def test_a_key_that_is_there_twice_elsewhere_is_none_of_our_business() -> None:
     assert entries('{"x": {"a": 1, "a": 2}, "mcpServers": {"b": {"command": "c"}}}') == [("b", "stdio", "")]
+    assert entries('{"x": 1, "x": 2, "mcpServers": {"b": {"command": "c"}}}') == [("b", "stdio", "")]
 
 
 @pytest.mark.parametrize(
