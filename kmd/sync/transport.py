@@ -112,6 +112,7 @@ class Transport:
         try:
             answer = await read_body(response)
         finally:
+            client.cookies.clear()  # kept, they would grow with each answer, and go into each request
             await response.aclose()
         return Reply(
             status=response.status_code,

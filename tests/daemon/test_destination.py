@@ -438,3 +438,12 @@ async def test_numbers_that_no_event_has_are_passed_over(tmp_path: Path) -> None
             await running.wait(lambda: running.loop.cursor == 1_000_000)
             await running.settle()
         assert len(server.stored) == 20
+
+
+@pytest.mark.trio
+async def test_cookies_are_not_kept(tmp_path: Path) -> None:
+    with misbehaving(first=[say(503, Set_Cookie="a=1; Path=/", Retry_After="0")]) as server:
+        async with rig(tmp_path, server.url) as running:
+            await running.settle()
+    assert len(server.requests) > 1
+    assert not any("cookie" in request.headers for request in server.requests)
