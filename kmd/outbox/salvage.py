@@ -271,6 +271,6 @@ def size_of(path: Path) -> int:
 
 
 def remove_database(path: Path) -> None:
-    """The file and SQLite's own beside it."""
-    for suffix in ("", "-wal", "-shm"):
+    """The file and SQLite's own beside it: a journal that stayed would be rolled back into the next of its name."""
+    for suffix in ("", "-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)

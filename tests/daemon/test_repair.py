@@ -186,6 +186,15 @@ def test_a_repair_that_was_killed_is_finished_or_begins_anew(
     assert not whole.exists()
 
 
+def test_what_a_killed_repair_has_left_does_not_get_into_the_next(pristine: Path, tmp_path: Path) -> None:
+    path = damage(pristine, tmp_path / "left", wipe_leaf(pristine.read_bytes()))
+    for suffix in (".salvaging", ".mended"):
+        for own in ("", "-journal", "-wal", "-shm"):
+            path.with_name(path.name + suffix + own).write_bytes(pristine.read_bytes()[:50_000])
+    assert COUNT - 200 <= examine(path) < COUNT
+    assert {part.name.partition(".damaged-")[0] for part in path.parent.iterdir()} == {"outbox.db"}
+
+
 def test_a_repair_that_has_no_room_leaves_the_damaged_outbox_where_it_is(pristine: Path, tmp_path: Path) -> None:
     data = wipe_leaf(pristine.read_bytes())
     path = damage(pristine, tmp_path / "full", data)
