@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from kmd.mcp.message import Message
 from kmd.mcp.names import Kind, Stream
 from kmd.mcp.row import SessionStart
-from kmd.outbox.bounds import STEP_EVENTS, Limits, Step, Usage, estimate_waiting, fill_level, plan_eviction
+from kmd.outbox.bounds import (
+    STEP_EVENTS,
+    VACUUM_PAGES,
+    Limits,
+    Step,
+    Usage,
+    estimate_waiting,
+    fill_level,
+    plan_eviction,
+)
 from kmd.outbox.outbox import Intake, Outbox
 from tests.support.processes import (
     create_key,
@@ -24,6 +33,8 @@ from tests.support.processes import (
 )
 
 DAY_NS = 86_400 * 10**9
+A_PAGE = 7000
+"""A payload that has a page of the file to itself."""
 
 
 def fill(outbox: Outbox, count: int, size: int, at_ns: int = 1) -> None:
@@ -158,6 +169,15 @@ def test_space_goes_back_to_the_disk(tmp_path: Path) -> None:
         while outbox.room.give_back():
             pass
     assert path.stat().st_size < 3 << 20
+
+
+def test_free_space_that_new_events_will_take_anyway_stays(tmp_path: Path) -> None:
+    with Outbox(tmp_path / "outbox.db", Limits(1 << 30, DAY_NS)) as outbox:
+        fill(outbox, VACUUM_PAGES + 50, A_PAGE, at_ns=1)
+        fill(outbox, 2500, A_PAGE, at_ns=5 * DAY_NS)
+        work(outbox, settled_seq=VACUUM_PAGES + 50, now_ns=5 * DAY_NS)
+        assert outbox.read_totals(0).events == 2500
+        assert not outbox.room.give_back()
 
 
 @pytest.mark.timeout(60)

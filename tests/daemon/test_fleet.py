@@ -48,6 +48,28 @@ async def test_while_the_configuration_is_read_again_nothing_unsettled_seems_set
 
 
 @pytest.mark.trio
+async def test_reading_it_again_ends_every_wait_and_a_start_does_not(tmp_path: Path) -> None:
+    """A server asked for patience; kmd keeps to that over a restart, until somebody has acted."""
+    with misbehaving(say(503, Retry_After="600")) as server, Outbox(tmp_path / "outbox.db") as outbox:
+        fill(outbox, 5)
+        for is_restart in (False, True):
+            async with trio.open_nursery() as nursery:
+                fleet = Fleet(outbox, trio.CapacityLimiter(1), Sender("test", "host"), nursery)
+                await fleet.apply(config(server.url))
+                with trio.fail_after(WAIT_S):
+                    while fleet.loops[0].next_attempt_s is None:  # noqa: ASYNC110 - a wait that is gone on with is not announced
+                        await trio.sleep(0.01)
+                    assert len(server.requests) == 1
+                    if is_restart:
+                        server.script = server.behave
+                        await fleet.apply(config(server.url))
+                        while fleet.loops[0].pending:
+                            await fleet.loops[0].wait_progress()
+                nursery.cancel_scope.cancel()
+        assert len(server.stored) == 5
+
+
+@pytest.mark.trio
 async def test_reading_it_again_many_times_at_once_leaves_each_destination_running_once(tmp_path: Path) -> None:
     with misbehaving() as first, misbehaving() as second, Outbox(tmp_path / "outbox.db") as outbox:
         async with trio.open_nursery() as nursery:
