@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from kmctl.config_file import check_untouched, read_config, replace_config, report
-from kmctl.options import chosen_home, current_places, home_flag, home_option, json_option
+from kmctl.options import chosen_home, current_places, home_flag, home_option, is_plain, json_option
 from kmctl.screen import print_json
 from kmctl.text import harmless
 from kmd.config import SETTINGS, Config, Setting, Value, load_config, parse_config, render_config
@@ -155,7 +155,7 @@ def show_all(*, as_json: bool) -> int:
         return 0
     missing = "" if path.exists() else ", not there: defaults"
     click.echo(f"# {harmless(str(path))} (from {file_source()}{missing})")
-    for line in render_config_lines(values):
+    for line in render_config_lines(values, plain=is_plain()):
         click.echo(line)
     return 0
 
@@ -262,18 +262,20 @@ def describe_setting(setting: Setting, values: Config) -> dict[str, object]:
     }
 
 
-def render_config_lines(values: Config) -> list[str]:
-    """One line per setting and per destination."""
+def render_config_lines(values: Config, *, plain: bool) -> list[str]:
+    """One line per setting and per destination; plain: a sentence instead of columns."""
     width = max(len(setting.name) for setting in SETTINGS)
     lines = []
     for setting in SETTINGS:
         value, source = getattr(values, setting.field), values.sources[setting.name]
         where = setting.variable if source == "environment" else source
-        lines.append(f"{setting.name:<{width}}  {render_value(value):<10}  {where}")
+        columns = f"{setting.name:<{width}}  {render_value(value):<10}  {where}"
+        lines.append(f"{setting.name}: {render_value(value)}, from {where}" if plain else columns)
     for one in values.destinations:
         key = "key set" if one.key else f"key from the {one.key_from}" if one.key_from else "no key"
         trust = f", certificates of {one.ca_file}" if one.ca_file else ""
-        lines.append(harmless(f"{'destination':<{width}}  {one.name:<10}  {one.url} ({key}{trust})"))
+        columns = f"{'destination':<{width}}  {one.name:<10}  {one.url} ({key}{trust})"
+        lines.append(harmless(f"destination {one.name}: {one.url}, {key}{trust}" if plain else columns))
     return lines
 
 

@@ -6,7 +6,7 @@ import sys
 import click
 
 from kmctl.diagnosis.finding import Finding, describe_findings, is_healthy, name_home, render_findings
-from kmctl.options import chosen_home, current_places, home_flag, home_option, json_option
+from kmctl.options import chosen_home, current_places, home_flag, home_option, is_plain, json_option
 from kmctl.screen import print_json
 
 DEGRADED = 4
@@ -34,7 +34,7 @@ def doctor(*, no_start: bool, offline: bool, verbose: bool, as_json: bool) -> in
     if as_json:
         print_json(describe_findings(findings), indent=2)
     else:
-        for line in render_findings(findings, everything=verbose):
+        for line in render_findings(findings, everything=verbose, plain=is_plain()):
             click.echo(line)
     return 0 if is_healthy(findings) else DEGRADED
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from kmctl.options import chosen_home, home_flag, home_option, json_option
-from kmctl.screen import print_json
+from kmctl.page import Facts
+from kmctl.screen import print_json, print_page
 from kmctl.supervisors.lifecycle import (
     INSTALL_HINT,
     Outcome,
@@ -157,8 +158,7 @@ def status(as_json: bool) -> int:  # noqa: FBT001 - click's shape
     if as_json:
         print_json(describe_report(report), indent=2)
     else:
-        for line in render_report(report):
-            click.echo(harmless(line))
+        print_page((Facts(tuple(render_report(report))),))
     return 0 if report.pid is not None else NO_DAEMON
 
 
@@ -266,16 +266,15 @@ def describe_report(report: Report) -> dict[str, object]:
     }
 
 
-def render_report(report: Report) -> list[str]:
+def render_report(report: Report) -> list[tuple[str, str]]:
     """What `status` says, one fact a line. Pure."""
-    running = f"runs (pid {report.pid})" if report.pid is not None else "does not run"
-    lines = [f"kmd         {running}"]
+    facts = [("kmd", f"runs (pid {report.pid})" if report.pid is not None else "does not run")]
     if report.kind is None:
-        return [*lines, f"started by  nobody: {INSTALL_HINT}"]
-    lines.append(f"started by  {MANAGERS[report.kind]}, {when(report)}")
-    lines += [f"file        {path}" for path in report.state.files]
-    lines.append(f"log         {report.log_file or f'kmctl service logs{home_flag()}'}")
-    return lines
+        return [*facts, ("started by", f"nobody: {INSTALL_HINT}")]
+    facts.append(("started by", f"{MANAGERS[report.kind]}, {when(report)}"))
+    facts += [("file", str(path)) for path in report.state.files]
+    facts.append(("log", f"{report.log_file or f'kmctl service logs{home_flag()}'}"))
+    return facts
 
 
 def when(report: Report) -> str:

@@ -99,21 +99,22 @@ SUMMARY = (Check.KMD, Check.WRAP, Check.DESTINATION)
 """Whose good news stand in the one line."""
 
 
-def render_findings(findings: Sequence[Finding], *, everything: bool) -> list[str]:
+def render_findings(findings: Sequence[Finding], *, everything: bool, plain: bool) -> list[str]:
     """The lines for a person: faults first, then notes (and with *everything* what is well), the summary last."""
     healthy = is_healthy(findings)
     lines: list[str] = []
     for level in (Level.BAD, Level.NOTE, Level.OK):
         if level is Level.BAD or everything or (level is Level.NOTE and not healthy):
-            lines += [line for one in findings if one.level is level for line in render_finding(one)]
+            lines += [line for one in findings if one.level is level for line in render_finding(one, plain=plain)]
     return [*lines, summarize(findings)]
 
 
-def render_finding(one: Finding) -> list[str]:
-    """One finding: what, its evidence, and the fix."""
-    lines = [f"{one.level:<4}  {one.check}: {one.what}"]
-    lines += [f"        | {detail}" for detail in one.details]
-    lines += [f"        fix: {one.fix}"] if one.fix else []
+def render_finding(one: Finding, *, plain: bool) -> list[str]:
+    """One finding: what, its evidence, and the fix. plain: nothing is said by place or by a bar."""
+    level, bar, gap = (f"{one.level}: ", "detail: ", "") if plain else (f"{one.level:<6}", "        | ", " " * 8)
+    lines = [f"{level}{one.check}: {one.what}"]
+    lines += [f"{bar}{detail}" for detail in one.details]
+    lines += [f"{gap}fix: {one.fix}"] if one.fix else []
     return [harmless(line) for line in lines]
 
 

@@ -145,12 +145,12 @@ def converse(process: subprocess.Popen[bytes], outcome: Outcome, running: Runnin
             message = parse_message(line)
             if message is None:
                 outcome.strange.append(line.decode("utf-8", "replace").rstrip("\r\n"))
-            elif message.get("id") == question["id"]:
-                if "result" in message:
-                    outcome.answered = True
-                    say(process, GOODBYE)
-                    return
-                outcome.refusal = str(message.get("error"))[:200]
+            elif message.get("id") == question["id"] and "result" in message:
+                outcome.answered = True
+                say(process, GOODBYE)
+                return
+            elif message.get("id") == question["id"] and "error" in message:  # neither: it asks us, with that id
+                outcome.refusal = str(message["error"])[:200]
                 break
         else:
             break

@@ -364,6 +364,11 @@ def test_the_evidence_is_shown_and_harmless(desk: Desk, capsys: Shown) -> None:
     shown = capsys.readouterr().out
     assert "        | Starting \\x1b[2J!\n" in shown
     assert shown.endswith("1 thing needs you\n")
+    assert run(["--home", str(desk.km_home), "--plain", "doctor"]) == 4
+    spoken = capsys.readouterr().out.splitlines()
+    assert spoken[0].startswith("bad: stdout: cursor: own: 1 line on stdout")
+    assert "detail: Starting \\x1b[2J!" in spoken
+    assert all(line == line.strip() and "  " not in line and "|" not in line for line in spoken)
     desk.write_server("import sys; print('no token', file=sys.stderr); sys.exit(3)")
     assert run(["--home", str(desk.km_home), "doctor"]) == 4
     assert "        | no token\n" in capsys.readouterr().out

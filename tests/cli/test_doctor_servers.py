@@ -97,6 +97,12 @@ def test_a_key_that_a_server_repeats_is_masked(desk: Desk, capsys: Shown) -> Non
     assert "no *** ***" in shown
 
 
+def test_a_server_that_asks_first_answers_all_the_same(desk: Desk, capsys: Shown) -> None:
+    """Its questions have ids of their own, which may be the same as ours."""
+    desk.write_server(server('print(\'{"jsonrpc":"2.0","id":1,"method":"ping"}\', flush=True)'))
+    assert examine(desk.km_home, capsys)[0] == 0
+
+
 def test_ctrl_c_waits_for_no_server(desk: Desk) -> None:
     started = desk.home / "started"
     desk.write_server(f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(1000)")

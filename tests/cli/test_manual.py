@@ -140,6 +140,20 @@ def test_plain_is_words_only(tmp_path: Path, way: str) -> None:
     assert "kmd: 9.9, pid 42, up 1 m 01 s" in shown
 
 
+@pytest.mark.parametrize("arguments", [["config"], ["service", "status"], ["doctor", "-v"]], ids=str)
+def test_plain_has_no_columns_and_no_bars(tmp_path: Path, arguments: list[str]) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (home / "config.toml").write_text('[[destinations]]\nurl = "http://127.0.0.1:1"\n')
+    (home / "config.toml").chmod(0o600)
+    _, shown, err = run_kmctl("--home", str(home), *arguments, "--plain", environ={"HOME": str(tmp_path)})
+    assert err == ""
+    assert shown
+    for line in shown.splitlines():
+        assert "  " not in line
+        assert "|" not in line
+
+
 def test_plain_tail_has_no_arrows(tmp_path: Path) -> None:
     event = {"seq": 1, "server": "git", "stream": "to_server", "kind": "request", "method": "ping"}
     with stub_daemon(tmp_path, {"tail": [{"event": event}]}):
