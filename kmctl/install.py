@@ -8,7 +8,15 @@ import click
 
 from kmctl.client_options import Scope, check_asking, client_option, dry_run_option, server_option, yes_option
 from kmctl.clients.installing import check_launcher, find_launcher, plan_work
-from kmctl.clients.report import count_changes, render_left, render_restarts, render_shared, render_written
+from kmctl.clients.report import (
+    count_changes,
+    render_dry_run,
+    render_left,
+    render_question,
+    render_restarts,
+    render_shared,
+    render_written,
+)
 from kmctl.clients.run import Work, describe_files, finish, show_diffs, show_lines, show_problems, unknown_servers
 from kmctl.clients.sources import Machine, this_machine
 from kmctl.clients.words import Launcher
@@ -63,8 +71,8 @@ def install(
     deployment = None if no_service else find_deployment(chosen_home(), os.environ)
     needs_service = deployment is not None and not find_installed(deployment)
     if not dry_run:
-        if not yes and (question := ask_what(work, needs_service=needs_service)):
-            confirm(question)
+        if not yes and (steps := list_steps(work, needs_service=needs_service)):
+            confirm(render_question(steps))
         shown = len(work.problems)
         finish(work, places.state_dir)
         if not as_json:
@@ -111,12 +119,11 @@ def warn_fleeting(launcher: Launcher) -> list[str]:
     ]
 
 
-def ask_what(work: Work, *, needs_service: bool) -> str:
-    """The question, empty when there is nothing to ask about."""
-    parts = [f"put km in front of {count_changes(work.todo)}"] if work.todo else []
-    parts += ["have kmd started at login"] if needs_service else []
-    question = " and ".join(parts)
-    return f"{question[:1].upper()}{question[1:]}?" if question else ""
+def list_steps(work: Work, *, needs_service: bool) -> list[str]:
+    """What is about to be done, as halves of one sentence; empty when nothing is."""
+    steps = [f"put km in front of {count_changes(work.todo)}"] if work.todo else []
+    steps += ["have kmd started at login"] if needs_service else []
+    return steps
 
 
 def show_written(work: Work, home: Path, shown: int) -> None:
@@ -150,8 +157,8 @@ def say_rest(
     if not work.todo:
         click.echo(nothing_to_do(work))
     if dry_run:
-        if question := ask_what(work, needs_service=needs_service):
-            click.echo(f"would {question[:1].lower()}{question[1:-1]}; nothing was changed")
+        if steps := list_steps(work, needs_service=needs_service):
+            click.echo(render_dry_run(steps))
         return
     for line in render_install(outcome) if outcome else [f"next: start kmd with '{start_command()}'"]:
         click.echo(harmless(line))

@@ -8,7 +8,7 @@ import click
 from kmctl.client_options import Scope, check_asking, client_option, dry_run_option, server_option, yes_option
 from kmctl.clients.purge import delete_all, find_ours
 from kmctl.clients.removing import find_all, forget_rest, plan_removal
-from kmctl.clients.report import count_changes, render_restarts
+from kmctl.clients.report import count_changes, render_dry_run, render_question, render_restarts
 from kmctl.clients.run import Work, describe_files, finish, show_diffs, show_lines, show_problems, unknown_servers
 from kmctl.clients.sources import this_machine
 from kmctl.clients.undo_store import FOLDER
@@ -61,8 +61,8 @@ def uninstall(
         show_diffs(work)
         show_problems(work.problems)
     if not dry_run:
-        if not yes and (question := ask_what(work, has_service=has_service)):
-            confirm(question)
+        if not yes and (steps := list_steps(work, has_service=has_service)):
+            confirm(render_question(steps))
         shown = len(work.problems)
         finish(work, places.state_dir, [state / FOLDER for state in states[1:]])
         if not work.problems:
@@ -90,12 +90,11 @@ def uninstall(
     return FAILED if work.problems or missing or trouble else 0
 
 
-def ask_what(work: Work, *, has_service: bool) -> str:
-    """The question, empty when there is nothing to ask about."""
-    parts = [f"take km out of {count_changes(work.todo)}"] if work.todo else []
-    parts += ["have kmd run no more"] if has_service else []
-    question = " and ".join(parts)
-    return f"{question[:1].upper()}{question[1:]}?" if question else ""
+def list_steps(work: Work, *, has_service: bool) -> list[str]:
+    """What is about to be done, as halves of one sentence; empty when nothing is."""
+    steps = [f"take km out of {count_changes(work.todo)}"] if work.todo else []
+    steps += ["have kmd run no more"] if has_service else []
+    return steps
 
 
 def end_service(work: Work, deployment: Deployment | None) -> tuple[Outcome | None, KilometersError | None]:
@@ -118,8 +117,8 @@ def say_rest(work: Work, missing: list[str], removed: Outcome | None, *, dry_run
     if not work.todo:
         click.echo("nothing to put back: km is in front of no server here")
     if dry_run:
-        if question := ask_what(work, has_service=has_service):
-            click.echo(f"would {question[:1].lower()}{question[1:-1]}; nothing was changed")
+        if steps := list_steps(work, has_service=has_service):
+            click.echo(render_dry_run(steps))
         return
     if removed:
         for line in [*(f"removed {path}" for path in removed.files), *render_stopped(removed)]:

@@ -38,6 +38,17 @@ def count_changes(plans: Iterable[FilePlan]) -> str:
     return f"{format_count(changes, 'server')} in {format_count(len(plans), 'file')}"
 
 
+def render_question(steps: Sequence[str]) -> str:
+    """What is about to be done, as a question; *steps* are its halves, such as `have kmd run no more`."""
+    sentence = " and ".join(steps)
+    return f"{sentence[:1].upper()}{sentence[1:]}?"
+
+
+def render_dry_run(steps: Sequence[str]) -> str:
+    """What would be done, after a dry run."""
+    return f"would {' and '.join(steps)}; nothing was changed"
+
+
 def render_left(plans: Iterable[FilePlan], home: Path) -> Iterator[str]:
     """Servers that are not touched, and why."""
     for plan in plans:
