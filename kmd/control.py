@@ -219,8 +219,9 @@ def list_warnings(control: Control) -> list[dict[str, Any]]:
         message = f"the spool {name} cannot be taken in: {refusal.reason}{more}"
         warnings.append({"message": message, "hint": "it is kept and tried again; 'kmctl flush' tries now"})
     if aside := count_aside(control.spool_dir):
-        message = f"{aside} spools could not be read and are kept; what is in them is not captured"
-        warnings.append({"message": message, "hint": f"look at *.unreadable in {control.spool_dir}, and remove them"})
+        what = "a spool" if aside == 1 else f"{aside} spools"
+        message = f"{what} could not be read, so what is in there is not captured; kept as *.unreadable"
+        warnings.append({"message": message, "hint": f"look into {control.spool_dir}, and remove what is of no use"})
     capacity = control.sessions.capacity
     if capacity.is_full:
         message = f"{capacity.connected} relays are connected, and no more fit; others write spools meanwhile"

@@ -106,7 +106,7 @@ class Adopter:
         except OutboxCorrupt:
             raise
         except (OSError, KilometersError, RecordError) as exc:
-            self._refuse(path.name, str(exc))
+            self._refuse(path.name, (isinstance(exc, OSError) and exc.strerror) or str(exc))
             return False
         except Exception as exc:
             if self._refuse(path.name, f"a fault in kmd ({type(exc).__name__})"):

@@ -1,5 +1,6 @@
 """Adoption happens soon after there is something to adopt, not only at the next look."""
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from kmd.record import (
 )
 from kmd.shim.hello import boot_id
 from tests.daemon.test_spool import LINE, hello, session_id, spool_bytes
+from tests.support.processes import read_status, running_kmd, wait_for
 
 WAIT_S = 15.0
 
@@ -199,3 +201,15 @@ async def test_a_spool_of_a_session_that_is_connected_keeps_nobody_waiting(tmp_p
                 assert await adopter.take_in() == 1
             assert await adopter.take_in() == 1
         assert len(outbox.read_events(0, 100)) == 10
+
+
+def test_status_shows_spools_that_wait_and_that_nobody_can_read(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "spool").mkdir(parents=True)
+    os.mkfifo(spool_of(home, 1))
+    spool_of(home, 2).write_bytes(b"nonsense" * 99)
+    with running_kmd(home):
+        wait_for(lambda: len(read_status(home)["warnings"]) == 2, "the warnings")
+        messages = [warning["message"] for warning in read_status(home)["warnings"]]
+    assert messages[0] == f"the spool {spool_of(home, 1).name} cannot be taken in: no regular file of this user"
+    assert messages[1].startswith("a spool could not be read")
