@@ -1,5 +1,6 @@
 """The `kmd` command: run the daemon in the foreground."""
 
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -19,6 +20,8 @@ from kmd.shim.scheduling import LONG_NS, set_turns
 
 REPAIRS_MAX = 3
 """Of one process. Where the disk damages the file again and again, whoever starts kmd has to see it end."""
+GC_THRESHOLDS = (50_000, 20, 100)
+"""Objects made before the interpreter looks for cycles: what traffic makes by the thousand is in none."""
 
 
 @click.command(epilog="Example: kmd --home ~/km-test")
@@ -37,6 +40,8 @@ def main(home: Path | None, log_file: Path | None) -> None:
         configure_logs(config.log_level)
         warn_of_keys(problems)
         set_turns(LONG_NS)
+        gc.freeze()  # what is there now stays to the end
+        gc.set_threshold(*GC_THRESHOLDS)
         run_and_repair(places, config)
     except* KilometersError as group:
         show(group)
