@@ -16,7 +16,7 @@ from kmd.errors import KilometersError, OutboxCorrupt
 from kmd.keys import resolve_keys
 from kmd.logs import configure_logs, redirect_stderr
 from kmd.paths import Places, find_places
-from kmd.shim.scheduling import LONG_NS, set_turns
+from kmd.scheduling import ask_for_long_turns
 
 REPAIRS_MAX = 3
 """Of one process. Where the disk damages the file again and again, whoever starts kmd has to see it end."""
@@ -39,7 +39,7 @@ def main(home: Path | None, log_file: Path | None) -> None:
         config, problems = resolve_keys(load_config(places.config_file, os.environ), places.config_file)
         configure_logs(config.log_level)
         warn_of_keys(problems)
-        set_turns(LONG_NS)
+        ask_for_long_turns()
         gc.freeze()  # what is there now stays to the end
         gc.set_threshold(*GC_THRESHOLDS)
         run_and_repair(places, config)

@@ -26,6 +26,7 @@ BULK_MAX_SEGMENTS = 18
 
 RUN_MAX_CHUNKS, RUN_MAX_BYTES = 48, 256 << 10
 """Of what one record takes from the inbox: a pump that wants the interpreter waits for no more."""
+SPLICE_NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0)
 PIECES_MAX_BYTES = 960 << 10
 """Of what one record takes from a bulk; with its table it is within kmd.record.BODY_MAX_BYTES."""
 
@@ -48,7 +49,7 @@ def load_tee() -> Tee | None:
     function.restype = ctypes.c_ssize_t
 
     def tee(source: int, target: int) -> int:
-        return int(function(source, target, CHUNK_BYTES, 0))
+        return int(function(source, target, CHUNK_BYTES, SPLICE_NONBLOCK))
 
     return tee
 

@@ -12,7 +12,7 @@ import select
 import time
 
 from kmd.record import HELLO, NO_STREAM, WELCOME, RecordReader, parse_offsets, render_head
-from kmd.shim.pace import Pace
+from kmd.shim.pace import GATHER_PAUSE_S, GATHER_S, Pace
 from kmd.shim.spool import Spool
 from kmd.shim.tap import Tap
 
@@ -171,12 +171,21 @@ class Link:
         """Answer a wake-up: a moment later take in what the pumps have left by then, and spill what is too much."""
         self._clear_wake()
         if self._tap.is_stirred and not self._ending.ended:
-            time.sleep(self._pace.gather_s)
+            self._gather()
         self._observe()
         if self._ending.ended or self._pace.may_absorb():
-            before = self._tap.absorbed_bytes
-            count = self._tap.absorb()
-            self._pace.absorbed(count, self._tap.absorbed_bytes - before)
+            self._tap.absorb()
+
+    def _gather(self) -> None:
+        """Let more join the first chunk; if that is a lot, until the traffic pauses or the inbox is half full."""
+        tap = self._tap
+        time.sleep(GATHER_S)
+        began_s = time.monotonic()
+        while self._pace.gathers_on(tap.inbox_chunks, time.monotonic() - began_s, is_half_full=tap.is_half_full):
+            before = tap.kept_bytes
+            time.sleep(GATHER_PAUSE_S)
+            if tap.kept_bytes == before:
+                return
 
     def _wait(self, timeout_s: float | None, fd: int = -1, wanted: int = 0) -> dict[int, int]:
         """

@@ -3,10 +3,10 @@ The pace: when the link does its work. Whatever it does competes with the traffi
 the interpreter, so it waits for a pause, though not for ever. No clock in here: time is an argument.
 """
 
-GATHER_S, GATHER_BUSY_S = 0.001, 0.005
+GATHER_S = 0.001
 """After the first chunk: how long others may join it. So a message in lock-step meets no work of ours on its way."""
-BUSY_CHUNKS, BUSY_MAX_BYTES = 16, 256 << 10
-"""So many small chunks in one gathering, and the next may take longer, unless they fill the inbox."""
+MANY_CHUNKS, GATHER_PAUSE_S, GATHER_MAX_S = 16, 0.004, 0.04
+"""So many chunks after that, and the link waits for a pause of that length, though not longer than that in all."""
 QUIET_S = 0.05
 """So long without a byte, and the spool may be drained to kmd."""
 DRAIN_ANYWAY_AFTER_S, DRAIN_ANYWAY_ABOVE_BYTES = 2.0, 256 << 20
@@ -16,12 +16,11 @@ PAUSE_S, BULK_MAX_S = 0.005, 0.03
 
 
 class Pace:
-    """Call `observe` first, then ask. `gather_s` is how long to wait before the next `absorb`."""
+    """Call `observe` first, then ask."""
 
-    __slots__ = ("_aside_since_s", "_bulk_since_s", "_kept_bytes", "_moved_at_s", "_now_s", "gather_s")
+    __slots__ = ("_aside_since_s", "_bulk_since_s", "_kept_bytes", "_moved_at_s", "_now_s")
 
     def __init__(self) -> None:
-        self.gather_s = GATHER_S
         self._kept_bytes = -1
         self._now_s = self._moved_at_s = 0.0
         self._aside_since_s: float | None = None
@@ -54,10 +53,9 @@ class Pace:
         is_late = self._now_s - self._aside_since_s >= DRAIN_ANYWAY_AFTER_S
         return self.quiet_s >= QUIET_S or is_late or backlog_bytes > DRAIN_ANYWAY_ABOVE_BYTES
 
-    def absorbed(self, chunks: int, size_bytes: int) -> None:
-        """What the last turn brought."""
-        is_busy = chunks >= BUSY_CHUNKS and size_bytes <= BUSY_MAX_BYTES
-        self.gather_s = GATHER_BUSY_S if is_busy else GATHER_S
+    def gathers_on(self, chunks: int, waited_s: float, *, is_half_full: bool) -> bool:
+        """Whether the link waits for the next pause before it takes in the inbox, with *chunks* in it now."""
+        return chunks >= MANY_CHUNKS and waited_s < GATHER_MAX_S and not is_half_full
 
     def timeout_s(self) -> float | None:
         """How long to wait for news before asking again."""

@@ -8,19 +8,16 @@ What cannot be recorded is not forwarded: the relay says why on stderr and ends,
 
 import os
 import select
-import time
 from collections.abc import Sequence
 from typing import NoReturn
 
 from kmd.record import BYE, DATA, NO_STREAM, Record, render_fields
-from kmd.shim.bulk import CHUNK_BYTES
 from kmd.shim.held import NEVER, Entry
 from kmd.shim.link import Ending
-from kmd.shim.relay import Session, wait_for, wait_for_near, write_all
+from kmd.shim.pump import GOES_ON, Pump, Way
 from kmd.shim.spool import FILE_MAX_BYTES, Spool
 from kmd.shim.start import READY
 from kmd.shim.tap import Tap
-from kmd.shim.watch import Watch
 
 KEEP_BYTES = 16 << 20
 """A file that kmd has is kept until it is that large: making one costs two syncs of folders."""
@@ -104,7 +101,7 @@ class StrictTap(Tap):
             if not self._synced.append([entry]):
                 return False
             self._next[stream] += len(chunk)
-        self._came[stream] += len(chunk)
+        self._put[stream] += len(chunk)
         if not self.is_stirred:
             self.is_stirred = True
             self.wake()
@@ -138,11 +135,11 @@ class StrictTap(Tap):
         super()._settle(record)
 
 
-class StrictSession(Session):
-    """Pumps that record first. errors_fd: where to say why the session had to end, or -1."""
+class StrictPump(Pump):
+    """A pump that records first. errors_fd: where to say why the session had to end, or -1."""
 
-    def __init__(self, tap: StrictTap, watch: Watch | None, ending: Ending, flows: int, errors_fd: int) -> None:
-        super().__init__(tap, watch, ending, flows)
+    def __init__(self, tap: StrictTap, ending: Ending, flows: list[tuple[int, int, int]], errors_fd: int) -> None:
+        super().__init__(tap, ending, flows)
         self._recorder = tap
         self._say_fd = os.dup(errors_fd) if errors_fd >= 0 else -1
 
@@ -152,18 +149,23 @@ class StrictSession(Session):
         os.write(ready_fd, READY)
         os.close(ready_fd)
 
-    def _relay(self, near: int, far: int, stream: int) -> bool:
-        buffer = memoryview(bytearray(CHUNK_BYTES))
-        while True:
-            if self._watch is None and not wait_for_near(near, far):
-                return False
-            size = read_some(near, buffer)
-            if not size:
-                return self._watch is None or not self._watch.has_interrupted(far)
-            if not self._recorder.record(stream, buffer[:size], time.monotonic_ns() + self._anchor_ns):
-                self._give_up()
-            if write_all(far, buffer[:size]) < size:
-                return False
+    def run(self) -> None:
+        super().run()
+        if self._say_fd >= 0:
+            os.close(self._say_fd)  # the end of stderr is for the client to see
+            self._say_fd = -1
+
+    def _pass(self, way: Way) -> bytes:
+        size = way.read()
+        if size <= 0:
+            return GOES_ON if size else way.near_side
+        at_ns = self._now_ns()
+        if not self._recorder.record(way.stream, way.buffer[:size], at_ns):
+            self._give_up()
+        return self._leave(way, way.buffer[:size], at_ns)
+
+    def _keep(self, way: Way, crossed: memoryview, at_ns: int) -> None:
+        """It has been recorded already."""
 
     def _give_up(self) -> NoReturn:
         """Say why, and close everything at once: nothing may cross in the other direction either."""
@@ -177,20 +179,3 @@ class StrictSession(Session):
             except OSError:
                 pass
         os._exit(1)
-
-    def _end(self, closed_by: bytes) -> None:
-        super()._end(closed_by)
-        if not self._running and self._say_fd >= 0:
-            os.close(self._say_fd)  # the end of stderr is for the client to see
-            self._say_fd = -1
-
-
-def read_some(near: int, into: memoryview) -> int:
-    """Wait for bytes and read them; 0 at the end, also one by an error."""
-    while True:
-        try:
-            return os.readv(near, (into,))
-        except BlockingIOError:
-            wait_for(near, select.POLLIN)
-        except OSError:
-            return 0

@@ -38,8 +38,10 @@ from kmd.shim.spool import FREE_MIN_BYTES, Spool, read_exactly
 
 LARGE_BYTES = 16 << 10
 """From that size on a chunk may come in a bulk, when kmd does not keep up."""
-INBOX_MAX_BYTES = 1 << 20
+INBOX_MAX_BYTES = 2 << 20
 """With more than that in the inbox the pump absorbs some itself: the link does not get a turn."""
+FEW_BYTES, FEW_CHUNKS = 4 << 10, 500
+"""Up to so many chunks of so many bytes the inbox need not be counted to see that there is room."""
 DIRECT_MAX_BYTES = 256 << 10
 """More than that unacknowledged means that kmd does not keep up with large chunks: the spool is the shorter way."""
 HELD_MAX_BYTES = 7 << 20
@@ -48,8 +50,8 @@ SPILL_ABOVE_BYTES = 4 << 20
 """From where on what is held moves to the spool."""
 READ_ACKS_ABOVE_BYTES = 128 << 10
 """Below this, acknowledgements may wait in the socket: reading each would cost the traffic a wake-up."""
-SLOW_DISK_S = 0.1
-"""A spool write that takes longer came from a disk that would delay the traffic: it gets no other chance."""
+SLOW_DISK_S, SLOW_DISK_PAUSES = 0.1, 4
+"""A spool write that took longer may have delayed the traffic: the disk is left alone for so many times as long."""
 DONTWAIT = getattr(_socket, "MSG_DONTWAIT", 0)
 """Windows has none: what the tap is given there never waits."""
 REFUSED_PAUSE_S = 0.5
@@ -61,9 +63,8 @@ class Tap:
     Hands chunks on to kmd in order.
 
     durable: what kmd said last. is_done: kmd has committed the BYE. skipped_bytes: what could be kept nowhere.
-    kept_bytes: all that has crossed, for the link to see whether something moves. absorbed_bytes: what has come out of
-    the inbox. is_stirred: something has come into it since the last `absorb`. A byte is written to *wake_fd*,
-    from any thread, when the link has something to do.
+    kept_bytes: all that has crossed, for the link to see whether something moves. is_stirred: something has come into
+    the inbox since the last `absorb`. A byte is written to *wake_fd*, from any thread, when the link is to look.
     """
 
     def __init__(self, wake_fd: int, spool: Spool) -> None:
@@ -83,25 +84,37 @@ class Tap:
         self._next = [0] * STREAMS
         self._bulks = tuple(Bulk() for _ in range(STREAMS))
         self._inbox: deque[Chunk | Piece] = deque()
-        self._came = [0] * STREAMS  # each counted by its own pump
-        self._put = [0] * STREAMS  # into the inbox, likewise
-        self.absorbed_bytes = 0
+        self._put = [0] * STREAMS  # bytes into the inbox so far; each stream is counted by its own pump
+        self._teed = [0] * STREAMS  # into bulks, likewise
+        self._absorbed_bytes = 0
 
     @property
     def kept_bytes(self) -> int:
-        return sum(self._came)
+        return sum(self._put) + sum(self._teed)
 
     def keep(self, stream: int, chunk: memoryview, at_ns: int) -> None:
         """Take a chunk that has crossed; the buffer is the caller's again afterwards. Never waits for kmd."""
         size = len(chunk)
-        self._came[stream] += size
+        inbox = self._inbox
         self._put[stream] += size
-        self._inbox.append((stream, bytes(chunk), at_ns))
-        if sum(self._put) - self.absorbed_bytes + CHUNK_OVERHEAD_BYTES * len(self._inbox) > INBOX_MAX_BYTES:
+        inbox.append((stream, bytes(chunk), at_ns))
+        if (size > FEW_BYTES or len(inbox) > FEW_CHUNKS) and self._inbox_bytes() > INBOX_MAX_BYTES:
             self._absorb_some()
         elif not self.is_stirred:
             self.is_stirred = True
             self.wake()
+
+    @property
+    def inbox_chunks(self) -> int:
+        return len(self._inbox)
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether the inbox is, so that the link should take it in before the pump has to."""
+        return self._inbox_bytes() * 2 > INBOX_MAX_BYTES
+
+    def _inbox_bytes(self) -> int:
+        return sum(self._put) - self._absorbed_bytes + CHUNK_OVERHEAD_BYTES * len(self._inbox)
 
     def open_segment(self, stream: int) -> Segment | None:
         """Where this stream's next chunks may gather without being read; None when no pipe is to be had."""
@@ -117,7 +130,7 @@ class Tap:
     def keep_segment(self, stream: int, segment: Segment, size: int, at_ns: int) -> None:
         """The next *size* bytes in the pipe of *segment* have crossed."""
         segment.taken_in += 1
-        self._came[stream] += size
+        self._teed[stream] += size
         self._inbox.append(Piece(stream, segment, size, at_ns))
         if not self.is_stirred:
             self.is_stirred = True
@@ -266,7 +279,7 @@ class Tap:
         for stream, length in zip(streams, lengths, strict=True):
             self._next[stream] += length
         size = sum(lengths)
-        self.absorbed_bytes += size
+        self._absorbed_bytes += size
         self._hold(Entry(RUN, NO_STREAM, 0, times_ns[0], (table, *chunks), tuple(self._next), size))
 
     def _take_in_pieces(self, pieces: list[Piece]) -> None:
@@ -295,7 +308,7 @@ class Tap:
     def _judge_disk(self, began_s: float, *, done: bool) -> None:
         ended_s = time.monotonic()
         if ended_s - began_s > SLOW_DISK_S:
-            self._spool_from_s = float("inf")
+            self._spool_from_s = ended_s + SLOW_DISK_PAUSES * (ended_s - began_s)
         elif not done:
             self._spool_from_s = ended_s + REFUSED_PAUSE_S
 

@@ -6,56 +6,44 @@ the server (SIGTTIN). After Control-Z, or behind an `&`, it would take from the 
 """
 
 import os
-import select
 import time
 
 from kmd.record import TO_SERVER
 from kmd.shim.link import Ending
-from kmd.shim.relay import Session, write_all
+from kmd.shim.pump import GOES_ON, Pump, Way
 from kmd.shim.tap import Tap
-from kmd.shim.watch import Watch
 
-LINE_BYTES = 4096
-"""A terminal's longest line."""
 LOOK_S = 0.1
 PGRP, TTY, TPGID = 2, 4, 5
 """Fields of proc_pid_stat(5), counted from the one behind the name."""
 
 
-class TerminalSession(Session):
-    """Pumps, one of which waits for its turn."""
+class TerminalPump(Pump):
+    """A pump that lets the terminal's way wait for its turn."""
 
-    def __init__(self, tap: Tap, watch: Watch | None, ending: Ending, flows: int, server_pid: int) -> None:
-        super().__init__(tap, watch, ending, flows)
+    def __init__(self, tap: Tap, ending: Ending, flows: list[tuple[int, int, int]], server_pid: int) -> None:
+        super().__init__(tap, ending, flows)
         self._stat_path = f"/proc/{server_pid}/stat"
+        self._in_background: Way | None = None
+        self._look_at_s = 0.0
 
-    def _relay(self, near: int, far: int, stream: int) -> bool:
-        if stream != TO_SERVER:
-            return super()._relay(near, far, stream)
-        while wait_for_turn(near, far, self._stat_path):
-            try:
-                line = os.read(near, LINE_BYTES)
-            except OSError:
-                line = b""
-            if not line:
-                return True
-            at_ns = time.monotonic_ns() + self._anchor_ns
-            crossed = write_all(far, memoryview(line))
-            self._tap.keep(stream, memoryview(line)[:crossed], at_ns)
-        return False
+    def _news(self) -> list[tuple[int, int]]:
+        way = self._in_background
+        if way is None:
+            return self._poll.poll()
+        news = self._poll.poll(LOOK_S * 1000)
+        if way.far in self._ways and time.monotonic() >= self._look_at_s:
+            self._in_background = None
+            self._await_near(way)
+        return news
 
-
-def wait_for_turn(near: int, far: int, stat_path: str) -> bool:
-    """Until the terminal has something for the server. False when the server's side goes first."""
-    poll = select.poll()
-    poll.register(near, select.POLLIN)
-    poll.register(far, 0)
-    while True:
-        if any(fd == far for fd, _ in poll.poll()):
-            return False
-        if is_in_front(stat_path, near):
-            return True
-        time.sleep(LOOK_S)
+    def _pass(self, way: Way) -> bytes:
+        if way.stream == TO_SERVER and not is_in_front(self._stat_path, way.near):
+            self._forget(way.near)
+            self._in_background = way
+            self._look_at_s = time.monotonic() + LOOK_S
+            return GOES_ON
+        return super()._pass(way)
 
 
 def is_in_front(stat_path: str, terminal: int) -> bool:

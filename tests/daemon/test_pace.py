@@ -4,12 +4,10 @@ import pytest
 
 from kmd.shim.pace import (
     BULK_MAX_S,
-    BUSY_CHUNKS,
-    BUSY_MAX_BYTES,
     DRAIN_ANYWAY_ABOVE_BYTES,
     DRAIN_ANYWAY_AFTER_S,
-    GATHER_BUSY_S,
-    GATHER_S,
+    GATHER_MAX_S,
+    MANY_CHUNKS,
     PAUSE_S,
     QUIET_S,
     Pace,
@@ -60,14 +58,15 @@ def test_the_spool_is_drained_when_it_is_quiet_or_late_or_large() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chunks", "size_bytes", "gather_s"),
+    ("chunks", "waited_s", "is_half_full", "gathers_on"),
     [
-        (1, 300, GATHER_S),
-        (BUSY_CHUNKS, 300 * BUSY_CHUNKS, GATHER_BUSY_S),
-        (BUSY_CHUNKS, BUSY_MAX_BYTES + 1, GATHER_S),
+        (MANY_CHUNKS - 1, 0.0, False, False),
+        (MANY_CHUNKS, 0.0, False, True),
+        (MANY_CHUNKS, GATHER_MAX_S, False, False),
+        (MANY_CHUNKS, 0.0, True, False),
     ],
 )
-def test_many_small_chunks_may_gather_longer(chunks: int, size_bytes: int, gather_s: float) -> None:
-    pace = Pace()
-    pace.absorbed(chunks, size_bytes)
-    assert pace.gather_s == gather_s
+def test_much_at_once_waits_for_a_pause_though_not_for_ever(
+    chunks: int, waited_s: float, *, is_half_full: bool, gathers_on: bool
+) -> None:
+    assert Pace().gathers_on(chunks, waited_s, is_half_full=is_half_full) == gathers_on

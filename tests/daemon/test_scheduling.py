@@ -1,4 +1,4 @@
-"""Turns: what the relay and kmd ask of Linux's scheduler for themselves, and for nobody else."""
+"""Turns: what kmd asks of Linux's scheduler for itself, and for nobody else."""
 
 import os
 import re
@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kmd.shim.scheduling import LONG_NS, SHORT_NS
-from tests.support.bench.contenders import KM, Contender, Peer, km_options, relay_pid
-from tests.support.processes import LAUNCH, WAIT_S, running_kmd, wait_for
+from kmd.scheduling import TURN_NS
+from tests.support.processes import LAUNCH, WAIT_S, running_kmd
 
 
 def read_turn_ns(task: Path) -> int | None:
@@ -34,15 +33,15 @@ needs_turns = pytest.mark.skipif(
 
 
 def tell_after(preparation: str) -> list[str]:
-    """Of a process that prepares itself and then asks for short turns: policy, nice, and its threads' turns."""
+    """Of a process that prepares itself and then asks for long turns: policy, nice, and its threads' turns."""
     program = f"""
 import os, threading, time
 from pathlib import Path
-from kmd.shim.scheduling import SHORT_NS, set_turns
+from kmd.scheduling import ask_for_long_turns
 from tests.daemon.test_scheduling import read_turn_ns
 {preparation}
 threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-set_turns(SHORT_NS)
+ask_for_long_turns()
 turns = sorted({{read_turn_ns(task) for task in Path("/proc/self/task").iterdir()}})
 print(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0), *turns, flush=True)
 os._exit(0)
@@ -59,32 +58,17 @@ os._exit(0)
 
 
 @needs_turns
-def test_every_thread_gets_short_turns_and_niceness_stays() -> None:
+def test_every_thread_gets_long_turns_and_niceness_stays() -> None:
     policy, nice, *turns = tell_after("os.nice(3)")
     assert (int(policy), int(nice)) == (os.SCHED_OTHER, os.getpriority(os.PRIO_PROCESS, 0) + 3)
-    assert turns == [str(SHORT_NS)]
+    assert turns == [str(TURN_NS)]
 
 
 @needs_turns
 def test_a_policy_that_somebody_chose_stays() -> None:
     policy, _, *turns = tell_after("os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))")
     assert int(policy) == os.SCHED_BATCH
-    assert str(SHORT_NS) not in turns
-
-
-@needs_turns
-def test_the_relay_has_short_turns_and_its_server_the_clients(tmp_path: Path) -> None:
-    words = (sys.executable, "-I", "-S", str(LAUNCH), *km_options(tmp_path))
-    peer = Peer(Contender(KM, words), ["cat"])
-    try:
-        peer.round_trip(b"x\n")
-        relay = relay_pid(peer)
-        assert relay
-        threads = Path(f"/proc/{relay}/task")
-        wait_for(lambda: {read_turn_ns(task) for task in threads.iterdir()} == {SHORT_NS}, "short turns in the relay")
-        assert read_turn_ns(Path(f"/proc/{peer.process.pid}")) == read_turn_ns(Path("/proc/self"))
-    finally:
-        peer.close()
+    assert str(TURN_NS) not in turns
 
 
 @needs_turns
@@ -92,4 +76,4 @@ def test_kmd_has_long_turns_also_in_the_threads_that_it_makes_later(tmp_path: Pa
     with running_kmd(tmp_path) as kmd:
         threads = list(Path(f"/proc/{kmd.process.pid}/task").iterdir())
         assert len(threads) > 1
-        assert {read_turn_ns(task) for task in threads} == {LONG_NS}
+        assert {read_turn_ns(task) for task in threads} == {TURN_NS}

@@ -3,7 +3,8 @@
 import os
 import random
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from kmd.shim.bulk import (
 from kmd.shim.held import Entry
 from kmd.shim.spool import Spool
 from kmd.shim.tap import DIRECT_MAX_BYTES, HELD_MAX_BYTES, SPILL_ABOVE_BYTES, Tap
+from tests.support.processes import WAIT_S
 from tests.support.raw_relay import session_name
 
 
@@ -311,3 +313,39 @@ def test_a_bulk_each_way_at_once_makes_few_records_and_keeps_each_stream_in_orde
     assert pieces + rest == many
     first.close()
     second.close()
+
+
+class SlowSpool(Spool):
+    """On a disk that stalls once."""
+
+    stall_s = 0.15
+
+    def append(self, entries: Sequence[Entry]) -> bool:
+        time.sleep(self.stall_s)
+        self.stall_s = 0.0
+        return super().append(entries)
+
+
+def test_a_disk_that_has_stalled_is_left_alone_for_a_while_and_then_used_again(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    spool = SlowSpool(str(tmp_path), session_name(1), b"session=x")
+    tap = Tap(write_end, spool)
+    chunk = memoryview(bytes(CHUNK_BYTES - 1))
+
+    def fill(size_bytes: int) -> None:
+        for at_ns in range(size_bytes // len(chunk)):
+            tap.keep(0, chunk, at_ns)
+
+    fill(SPILL_ABOVE_BYTES + (2 << 20))
+    stalled_at = spool.size_bytes
+    assert stalled_at > 0
+    fill(1 << 20)
+    assert spool.size_bytes == stalled_at
+    deadline = time.monotonic() + WAIT_S
+    while spool.size_bytes == stalled_at and time.monotonic() < deadline:
+        time.sleep(0.1)
+        fill(2 << 20)
+    assert spool.size_bytes > stalled_at
+    os.close(read_end)
+    os.close(write_end)

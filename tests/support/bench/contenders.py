@@ -85,6 +85,7 @@ class Peer:
         self._input, self._output = self.process.stdin, self.process.stdout
         self._in_fd, self._out_fd = self._input.fileno(), self._output.fileno()
         os.set_blocking(self._in_fd, False)
+        self._buffers = (bytearray(PIPE_BYTES),)  # a new one for each read would cost more than a relay does
         self.reads_from = Path(f"/proc/self/fd/{self._in_fd}").readlink()
 
     def round_trip(self, message: bytes) -> float:
@@ -93,7 +94,7 @@ class Peer:
         os.write(self._in_fd, message)
         left = len(message)
         while left:
-            got = len(os.read(self._out_fd, PIPE_BYTES))
+            got = os.readv(self._out_fd, self._buffers)
             if not got:
                 raise ConnectionError(f"{self.name} closed its output")
             left -= got
@@ -112,7 +113,7 @@ class Peer:
                 raise TimeoutError(f"{self.name} stands still")
             for fd, _ in ready:
                 if fd == self._out_fd:
-                    left -= len(os.read(fd, PIPE_BYTES)) or left
+                    left -= os.readv(fd, self._buffers) or left
                 elif rounds:
                     view = view[os.write(fd, view) :]
                     if not view:

@@ -42,7 +42,8 @@ INTERPRETER = "bare interpreter"
 class Effort:
     """How much is measured."""
 
-    blocks: int = 40
+    starts_anew: int = 10
+    blocks: int = 6
     trips: int = 100
     large_rounds: int = 15
     pipelined: int = 20_000
@@ -50,7 +51,7 @@ class Effort:
     starts: int = 40
 
 
-QUICK = Effort(blocks=12, trips=60, large_rounds=4, pipelined=5_000, pipelined_rounds=3, starts=12)
+QUICK = Effort(starts_anew=4, blocks=3, trips=60, large_rounds=4, pipelined=5_000, pipelined_rounds=3, starts=12)
 Samples = dict[str, list[float]]
 
 
@@ -85,14 +86,16 @@ def message_of(size_bytes: int) -> bytes:
 
 
 def measure_small(section: Section, effort: Effort, contenders: list[Contender], server: list[str]) -> None:
+    """One message at a time. All start anew again and again: where the scheduler puts them differs each time."""
     rows: list[tuple[str | float, ...]] = []
     for size in SMALL_BYTES:
         samples: Samples = {contender.name: [] for contender in contenders}
         message = message_of(size)
-        with started(contenders, server) as peers:
-            for _ in range(effort.blocks):
-                for peer in peers:
-                    samples[peer.name] += [peer.round_trip(message) for _ in range(effort.trips)]
+        for _ in range(effort.starts_anew):
+            with started(contenders, server) as peers:
+                for _ in range(effort.blocks):
+                    for peer in peers:
+                        samples[peer.name] += [peer.round_trip(message) for _ in range(effort.trips)]
         p50 = {name: statistics.median(values) * 1e6 for name, values in samples.items()}
         p99 = {name: statistics.quantiles(values, n=100)[98] * 1e6 for name, values in samples.items()}
         rows += [(f"{size} B  {name}", p50[name], p99[name], ratio_text(p50, name)) for name in samples]
