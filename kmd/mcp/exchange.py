@@ -1,7 +1,7 @@
 """
 Messages to exchanges: each answer gets its request's method and target, and how long it took.
 
-The two directions reach kmd through two pumps, so an answer may overtake its request by a moment. Such an
+Each direction reaches kmd by itself, so an answer may overtake its request by a moment. Such an
 answer is *parked* until its request comes, or until the other stream shows that none will. No clock here:
 times are those of the messages.
 """

@@ -281,9 +281,9 @@ def forget_child() -> None:
 
 
 def run_relay(plan: Plan, server_pid: int, channels: Channels, ready_fd: int) -> None:
-    """In the child: leave the client's process group, fork the relay proper, run it. Never returns."""
+    """In the child: leave the client's session, fork the relay proper, run it. Never returns."""
     try:
-        leave_group()
+        os.setsid()
         if relay := os.fork():
             if plan.announce_fd >= 0:
                 os.write(plan.announce_fd, b"%d" % relay)
@@ -305,17 +305,6 @@ def run_relay(plan: Plan, server_pid: int, channels: Channels, ready_fd: int) ->
             pass_plainly(channels, errors_fd)
     finally:
         os._exit(0)
-
-
-def leave_group() -> None:
-    """
-    Be out of reach of what is sent to the client's process group. At a terminal leave the session, too: what reads it
-    in the background, or is left behind when it goes, is treated by the kernel in ways that the relay must not be.
-    """
-    if any(os.isatty(fd) for fd in (0, 1, 2)):
-        os.setsid()
-    else:
-        os.setpgid(0, 0)
 
 
 def pass_plainly(channels: Channels, errors_fd: int) -> None:

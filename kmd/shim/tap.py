@@ -50,7 +50,7 @@ SPILL_ABOVE_BYTES = 4 << 20
 """From where on what is held moves to the spool."""
 READ_ACKS_ABOVE_BYTES = 128 << 10
 """Below this, acknowledgements may wait in the socket: reading each would cost the traffic a wake-up."""
-SLOW_DISK_S, SLOW_DISK_PAUSES = 0.1, 4
+SLOW_DISK_S, SLOW_DISK_PAUSES = 0.1, 2
 """A spool write that took longer may have delayed the traffic: the disk is left alone for so many times as long."""
 DONTWAIT = getattr(_socket, "MSG_DONTWAIT", 0)
 """Windows has none: what the tap is given there never waits."""

@@ -245,7 +245,13 @@ def test_config_shows_values_and_sources_but_no_key(
     assert [row["name"] for row in shown["settings"]] == [setting.name for setting in SETTINGS]
     assert {row["name"]: row["source"] for row in shown["settings"]}["sync.timeout_s"] == "environment"
     (destination_shown,) = shown["destinations"]
-    assert destination_shown == {"name": "default", "url": "https://km.example.com", "key": "set", "key_from": None}
+    assert destination_shown == {
+        "name": "default",
+        "url": "https://km.example.com",
+        "key": "set",
+        "key_from": None,
+        "ca_file": None,
+    }
     assert (shown["file"], shown["exists"]) == (str(tmp_path / "config.toml"), True)
 
 

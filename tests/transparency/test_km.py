@@ -11,7 +11,6 @@ import pytest
 from tests.support.processes import LAUNCH, wait_for
 from tests.transparency.client import Client
 from tests.transparency.scenarios import SCENARIOS
-from tests.transparency.scenarios.terminal import on_terminal
 from tests.transparency.stage import Stage, Wrap, bare, km, km_script, observe
 
 BY_SCRIPT = (
@@ -67,7 +66,7 @@ def relay_of(stage: Stage, client: Client) -> int:
 
 
 def test_the_relay_holds_nothing_of_the_clients(tmp_path: Path) -> None:
-    """Own process group, nobody's child here, `/` as its folder, no stderr, no other descriptor."""
+    """Own session, nobody's child here, `/` as its folder, no stderr, no other descriptor."""
     shared, theirs = os.pipe()
     with Stage(tmp_path, km) as stage, os.fdopen(shared, "rb"), os.fdopen(theirs, "wb"):
         client = stage.probe("echo", pass_fds=(theirs,), cwd=tmp_path)
@@ -79,21 +78,11 @@ def test_the_relay_holds_nothing_of_the_clients(tmp_path: Path) -> None:
         held = {entry.joinpath("fd", name.name).readlink() for name in entry.joinpath("fd").iterdir()}
         assert os.fstat(theirs).st_ino not in {inode_of(str(link)) for link in held}
         assert os.fstat(client.errors).st_ino not in {inode_of(str(link)) for link in held}
-        ppid, pgid = (int(word) for word in entry.joinpath("stat").read_text().rpartition(")")[2].split()[1:3])
+        ppid, pgid, sid = (int(word) for word in entry.joinpath("stat").read_text().rpartition(")")[2].split()[1:4])
         assert ppid not in (os.getpid(), client.process.pid)
+        assert relay != sid != os.getsid(0)
         assert pgid not in (os.getpgid(0), client.process.pid)
         client.finish()
-
-
-def test_at_a_terminal_the_relay_leaves_the_session(tmp_path: Path) -> None:
-    """It would be stopped, or told to end, like one of the terminal's jobs."""
-    with Stage(tmp_path, km) as stage:
-        client, typed = on_terminal(stage, "echo")
-        os.write(typed, b"x")
-        assert client.receive(1) == b"x"
-        assert os.getsid(relay_of(stage, client)) != os.getsid(client.process.pid)
-        client.close()
-        client.wait()
 
 
 def inode_of(link: str) -> int:
