@@ -33,6 +33,7 @@ from kmd.record import (
     render_run,
 )
 from kmd.shim.bulk import RUN_MAX_CHUNKS, Bulk, Chunk, Piece, Segment, split_window
+from kmd.shim.disk import Disk
 from kmd.shim.held import CHUNK_OVERHEAD_BYTES, NEVER, Entry, Held, left_of
 from kmd.shim.spool import FREE_MIN_BYTES, Spool, read_exactly
 
@@ -50,12 +51,8 @@ SPILL_ABOVE_BYTES = 4 << 20
 """From where on what is held moves to the spool."""
 READ_ACKS_ABOVE_BYTES = 128 << 10
 """Below this, acknowledgements may wait in the socket: reading each would cost the traffic a wake-up."""
-SLOW_DISK_S, SLOW_DISK_PAUSES = 0.1, 2
-"""A spool write that took longer may have delayed the traffic: the disk is left alone for so many times as long."""
 DONTWAIT = getattr(_socket, "MSG_DONTWAIT", 0)
 """Windows has none: what the tap is given there never waits."""
-REFUSED_PAUSE_S = 0.5
-"""After a spool write that failed: how long until the next try, which costs time too."""
 
 
 class Tap:
@@ -75,7 +72,7 @@ class Tap:
         self._lock = allocate_lock()
         self._wake_fd = wake_fd
         self._spool = spool
-        self._spool_from_s = 0.0  # no spool write before, monotonic
+        self._disk = Disk()
         self._socket: _socket.socket | None = None
         self._is_direct = False
         self._reader = RecordReader()
@@ -299,18 +296,11 @@ class Tap:
         began_s = time.monotonic()
         if not self.prefers_spool and size <= DIRECT_MAX_BYTES:
             return read_exactly(source, size)
-        if began_s < self._spool_from_s or not self._spill():
+        if not self._disk.may_be_tried(began_s) or not self._spill():
             return read_exactly(source, size)
         body = self._spool.append_pipe(RUN, at_ns, table, source, size, self._next)
-        self._judge_disk(began_s, done=body is None)
+        self._disk.judge(began_s, time.monotonic(), done=body is None)
         return body
-
-    def _judge_disk(self, began_s: float, *, done: bool) -> None:
-        ended_s = time.monotonic()
-        if ended_s - began_s > SLOW_DISK_S:
-            self._spool_from_s = ended_s + SLOW_DISK_PAUSES * (ended_s - began_s)
-        elif not done:
-            self._spool_from_s = ended_s + REFUSED_PAUSE_S
 
     def _hold(self, entry: Entry) -> None:
         if self._held.cost_bytes + entry.cost_bytes > HELD_MAX_BYTES:
@@ -328,10 +318,11 @@ class Tap:
         if self._socket and self._held.cost_bytes > READ_ACKS_ABOVE_BYTES:
             self._read_acks(self._socket)
         held_bytes, began_s = self._held.cost_bytes, time.monotonic()
-        if held_bytes <= SPILL_ABOVE_BYTES or began_s < self._spool_from_s:
+        if held_bytes <= SPILL_ABOVE_BYTES or not self._disk.may_be_tried(began_s):
             return
         if self._spool.has_room(held_bytes):
-            self._judge_disk(began_s, done=self._spill())
+            done = self._spill()
+            self._disk.judge(began_s, time.monotonic(), done=done)
 
     def _spill(self) -> bool:
         """
