@@ -26,9 +26,10 @@ BULK_MAX_SEGMENTS = 18
 
 RUN_MAX_CHUNKS, RUN_MAX_BYTES = 48, 256 << 10
 """Of what one record takes from the inbox: a pump that wants the interpreter waits for no more."""
-SPLICE_NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0)
 PIECES_MAX_BYTES = 960 << 10
 """Of what one record takes from a bulk; with its table it is within kmd.record.BODY_MAX_BYTES."""
+SPLICE_NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0)
+"""For tee(2) and splice(2): the pump waits for all its ends at once, and never in one of them."""
 
 Tee = Callable[[int, int], int]
 Chunk = tuple[int, bytes, int]

@@ -174,6 +174,16 @@ def test_what_somebody_else_has_read_does_not_make_it_wait(kind: Callable[[], En
     os.close(server_in)
 
 
+def test_reading_the_server_never_waits(kind: Callable[[], Ends]) -> None:
+    (near, server_out), (client_in, far) = kind(), kind()
+    way = Way(near, far, TO_CLIENT)
+    assert not os.get_blocking(near)
+    assert way.read() == -1
+    way.close()
+    os.close(server_out)
+    os.close(client_in)
+
+
 def test_the_flags_that_others_share_stay_as_they_are(tmp_path: Path) -> None:
     for ends, expected in ((pipe_ends(), BY_FLAG), (socket_ends(), BY_NOWAIT)):
         shared = os.dup(ends[1])
