@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # What km is made of on POSIX; the second look, as Windows sees the tree, passes over it.
-POSIX_SHIM := (bulk|detached|first|link|pump|relay|spool|start|starter|strict|tap|terminal|turns)
+POSIX_SHIM := (bulk|detached|first|link|pump|relay|slabs|spool|start|starter|strict|tap|terminal|turns)
 
 .PHONY: help install demo test check bench torture soak clean
 help:

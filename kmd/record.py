@@ -11,7 +11,7 @@ Standard library only, and little of it: the relay imports this while the server
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from _collections_abc import Iterator, Mapping, Sequence
 
 PROTOCOL = 2
 PROTOCOLS = frozenset((1, 2))
@@ -70,7 +70,7 @@ class Record:
         self.body = body
 
 
-def render_head(type: int, stream: int, offset: int, at_ns: int, *body: bytes) -> bytes:  # noqa: A002
+def render_head(type: int, stream: int, offset: int, at_ns: int, *body: bytes | memoryview) -> bytes:  # noqa: A002
     """The header that goes before the parts of *body*; apart from them, so that nothing is copied to be written."""
     head = _HEADER.pack(type, stream, CRC_OF_ALL, sum(map(len, body)), offset, at_ns)
     crc = zlib.crc32(head)

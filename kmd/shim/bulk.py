@@ -9,22 +9,21 @@ has to be copied for kmd is copied afterwards.
 tee(2) wants pipes on both sides. Where it cannot be had, the pumps read and write, and nothing here is used.
 """
 
-import contextlib
 import os
 import stat
-from collections.abc import Callable
+from _collections_abc import Callable
 
-CHUNK_BYTES = 64 << 10
-"""Most that is moved at once: a pipe's capacity on Linux."""
+from kmd.shim.slabs import CHUNK_BYTES, Chunk
+
 CHUNK_SLOTS = 16
-"""So many buffers a pipe of that capacity has; a tee takes at most all of them."""
+"""So many buffers a pipe of CHUNK_BYTES has; a tee takes at most all of them."""
 SEGMENT_PIPE_BYTES = 1 << 20
 """What the kernel allows everyone (/proc/sys/fs/pipe-max-size)."""
 BULK_MAX_SEGMENTS = 18
 """Most that one stream keeps so, a message of 16 MiB and some. The kernel allows a user 64 MiB of pipes
 (pipe-user-pages-soft)."""
 
-RUN_MAX_CHUNKS, RUN_MAX_BYTES = 48, 256 << 10
+RUN_MAX_CHUNKS, RUN_MAX_BYTES = 512, 256 << 10
 """Of what one record takes from the inbox: a pump that wants the interpreter waits for no more."""
 PIECES_MAX_BYTES = 960 << 10
 """Of what one record takes from a bulk; with its table it is within kmd.record.BODY_MAX_BYTES."""
@@ -32,8 +31,6 @@ SPLICE_NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0)
 """For tee(2) and splice(2): the pump waits for all its ends at once, and never in one of them."""
 
 Tee = Callable[[int, int], int]
-Chunk = tuple[int, bytes, int]
-"""Stream, bytes, Unix ns."""
 
 
 def load_tee() -> Tee | None:
@@ -99,8 +96,10 @@ class Segment:
 
     def shrink(self) -> None:
         """It has been read empty, but its pump may wait in it: small, so that it counts for little."""
-        with contextlib.suppress(OSError):  # a chunk has come meanwhile
+        try:
             self._resize(CHUNK_BYTES)
+        except OSError:
+            pass  # a chunk has come meanwhile
 
     def close(self) -> None:
         os.close(self.read_end)
@@ -140,7 +139,7 @@ def split_window(window: list[Chunk | Piece]) -> tuple[list[Chunk], list[Piece],
         if isinstance(entry, Piece) or size > RUN_MAX_BYTES:
             break
         chunks.append(entry)
-        size += len(entry[1])
+        size += entry[3]
     return chunks, [], window[len(chunks) :]
 
 
@@ -176,16 +175,22 @@ class Bulk:
     def is_empty(self) -> bool:
         return all(segment.is_empty for segment in self._segments)
 
+    @property
+    def is_nearly_full(self) -> bool:
+        """Not yet with a message of 16 MiB: it crosses before anything is done with it."""
+        return len(self._segments) >= BULK_MAX_SEGMENTS - 1
+
     def open_segment(self) -> Segment | None:
         """Where the next chunk goes; None when there is no room or no pipe to be had. Only for the pump."""
         if self._segments and not self._segments[-1].is_full:
             return self._segments[-1]
         if len(self._segments) >= BULK_MAX_SEGMENTS:
             return None
-        with contextlib.suppress(OSError):
+        try:
             self._segments.append(Segment())
-            return self._segments[-1]
-        return None
+        except OSError:
+            return None
+        return self._segments[-1]
 
     def drop(self, segment: Segment, count: int) -> None:
         """*count* chunks have been read out of *segment*, the oldest that has any."""

@@ -4,15 +4,19 @@ What a relay holds in memory: records that kmd has not acknowledged, those that 
 No socket, no file, no lock: the tap decides when, this knows what is where and how much it costs.
 """
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from _collections_abc import Iterable, Sequence
 
 from kmd.record import STREAMS, render_head, render_light_head
+from kmd.shim.slabs import Claims, drop
 
-ENTRY_OVERHEAD_BYTES = 256
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+else:
+    from _collections import deque
+
+ENTRY_OVERHEAD_BYTES = 1024
 """What one record costs beside its bytes."""
-CHUNK_OVERHEAD_BYTES = 64
-"""What each chunk in it costs beside its bytes, so that tiny messages cannot outgrow a bound."""
 NEVER = (1 << 62,) * STREAMS
 """The end of a record that no offset covers: a BYE, which kmd answers with its own."""
 
@@ -21,10 +25,21 @@ class Entry:
     """
     A record: its header's numbers, its body in parts, and per stream the offset after its last byte.
 
-    carried_bytes: how much of what crossed is in it.
+    carried_bytes: how much of what crossed is in it. claims: on the memory of its parts, until `let_go`.
     """
 
-    __slots__ = ("at_ns", "carried_bytes", "cost_bytes", "ends", "offset", "parts", "size_bytes", "stream", "type")
+    __slots__ = (
+        "at_ns",
+        "carried_bytes",
+        "claims",
+        "cost_bytes",
+        "ends",
+        "offset",
+        "parts",
+        "size_bytes",
+        "stream",
+        "type",
+    )
 
     def __init__(
         self,
@@ -32,9 +47,10 @@ class Entry:
         stream: int,
         offset: int,
         at_ns: int,
-        parts: tuple[bytes, ...],
+        parts: Sequence[bytes | memoryview],
         ends: tuple[int, ...],
         carried_bytes: int,
+        claims: Claims | None = None,
     ) -> None:
         self.type = type
         self.stream = stream
@@ -44,17 +60,23 @@ class Entry:
         self.ends = ends
         self.carried_bytes = carried_bytes
         self.size_bytes = sum(map(len, parts))
-        self.cost_bytes = self.size_bytes + ENTRY_OVERHEAD_BYTES + CHUNK_OVERHEAD_BYTES * len(parts)
+        self.claims = claims or {}
+        self.cost_bytes = self.size_bytes + ENTRY_OVERHEAD_BYTES
 
     def is_durable(self, durable: tuple[int, ...]) -> bool:
         """Whether kmd has committed all of it."""
         return all(end <= have for end, have in zip(self.ends, durable, strict=True))
 
-    def for_socket(self) -> list[bytes]:
+    def let_go(self) -> None:
+        """It is held no longer: its memory may be written again."""
+        drop(self.claims)
+        self.claims = {}
+
+    def for_socket(self) -> list[bytes | memoryview]:
         """What is sent; a CRC over the header alone."""
         return [render_light_head(self.type, self.stream, self.offset, self.at_ns, self.size_bytes), *self.parts]
 
-    def for_file(self) -> list[bytes]:
+    def for_file(self) -> list[bytes | memoryview]:
         """What is spooled; a CRC over everything."""
         return [render_head(self.type, self.stream, self.offset, self.at_ns, *self.parts), *self.parts]
 
@@ -95,7 +117,9 @@ class Held:
         """kmd has everything below *durable*: let go of what that covers, which is a prefix."""
         sent = self._sent
         while sent and sent[0].is_durable(durable):
-            self.cost_bytes -= sent.popleft().cost_bytes
+            entry = sent.popleft()
+            self.cost_bytes -= entry.cost_bytes
+            entry.let_go()
 
     def rewind(self, durable: tuple[int, ...]) -> None:
         """A new connection: everything is unsent again but what is durable."""
@@ -109,6 +133,11 @@ class Held:
         return list(self._unsent)
 
     def replace(self, sent: Iterable[Entry], unsent: Iterable[Entry]) -> None:
-        """Hold exactly these."""
+        """Hold exactly these, of those that were held."""
+        before = (*self._sent, *self._unsent)
         self._sent, self._unsent = deque(sent), deque(unsent)
         self.cost_bytes = sum(entry.cost_bytes for entry in (*self._sent, *self._unsent))
+        kept = {id(entry) for entry in (*self._sent, *self._unsent)}
+        for entry in before:
+            if id(entry) not in kept:
+                entry.let_go()

@@ -12,7 +12,7 @@ import select
 import time
 
 from kmd.record import HELLO, NO_STREAM, WELCOME, RecordReader, parse_offsets, render_head
-from kmd.shim.pace import GATHER_PAUSE_S, GATHER_S, Pace
+from kmd.shim.pace import GATHER_PAUSE_S, Pace
 from kmd.shim.spool import Spool
 from kmd.shim.tap import Tap
 
@@ -53,7 +53,9 @@ class Link:
         retry_s = RETRY_FIRST_S
         while True:
             last_try = self._ending.ended
-            if self._connect():
+            is_connected = self._connect()
+            self._tap.prepare()
+            if is_connected:
                 retry_s = RETRY_FIRST_S
                 self._serve()
                 if self._tap.is_done:
@@ -147,7 +149,7 @@ class Link:
 
     def _observe(self) -> None:
         tap = self._tap
-        self._pace.observe(tap.kept_bytes, time.monotonic(), has_bulk=tap.has_bulk, is_aside=tap.must_drain)
+        self._pace.observe(tap.inbox.kept_bytes, time.monotonic(), has_bulk=tap.inbox.has_bulk, is_aside=tap.must_drain)
 
     def _answer(self, events: int, *, is_draining: bool) -> None:
         """Do what the connection is ready for."""
@@ -168,23 +170,23 @@ class Link:
             self._attend()
 
     def _attend(self) -> None:
-        """Answer a wake-up: a moment later take in what the pumps have left by then, and spill what is too much."""
+        """Answer a wake-up: take in what the pump has left, when the traffic lets it, and spill what is too much."""
         self._clear_wake()
         if self._tap.is_stirred and not self._ending.ended:
             self._gather()
         self._observe()
-        if self._ending.ended or self._pace.may_absorb():
+        if self._ending.ended or self._tap.inbox.calls or self._pace.may_absorb():
             self._tap.absorb()
 
     def _gather(self) -> None:
-        """Let more join the first chunk; if that is a lot, until the traffic pauses or the inbox is half full."""
-        tap = self._tap
-        time.sleep(GATHER_S)
+        """The pump has seen a pause. After dense traffic it takes a longer one, or the tap's call, to go to work."""
+        inbox = self._tap.inbox
         began_s = time.monotonic()
-        while self._pace.gathers_on(tap.inbox_chunks, time.monotonic() - began_s, is_half_full=tap.is_half_full):
-            before = tap.kept_bytes
-            time.sleep(GATHER_PAUSE_S)
-            if tap.kept_bytes == before:
+        while self._pace.gathers_on(len(inbox), time.monotonic() - began_s, is_called=inbox.calls):
+            before = inbox.kept_bytes
+            self._wait(GATHER_PAUSE_S)
+            self._clear_wake()
+            if inbox.kept_bytes == before:
                 return
 
     def _wait(self, timeout_s: float | None, fd: int = -1, wanted: int = 0) -> dict[int, int]:

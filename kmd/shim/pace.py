@@ -3,10 +3,9 @@ The pace: when the link does its work. Whatever it does competes with the traffi
 the interpreter, so it waits for a pause, though not for ever. No clock in here: time is an argument.
 """
 
-GATHER_S = 0.001
-"""After the first chunk: how long others may join it. So a message in lock-step meets no work of ours on its way."""
 MANY_CHUNKS, GATHER_PAUSE_S, GATHER_MAX_S = 16, 0.004, 0.04
-"""So many chunks after that, and the link waits for a pause of that length, though not longer than that in all."""
+"""With so many chunks the link waits for a longer pause than the pump has seen, of that length, though not longer than
+that in all: so a message in lock-step meets no work of ours on its way."""
 QUIET_S = 0.05
 """So long without a byte, and the spool may be drained to kmd."""
 DRAIN_ANYWAY_AFTER_S, DRAIN_ANYWAY_ABOVE_BYTES = 2.0, 256 << 20
@@ -53,9 +52,9 @@ class Pace:
         is_late = self._now_s - self._aside_since_s >= DRAIN_ANYWAY_AFTER_S
         return self.quiet_s >= QUIET_S or is_late or backlog_bytes > DRAIN_ANYWAY_ABOVE_BYTES
 
-    def gathers_on(self, chunks: int, waited_s: float, *, is_half_full: bool) -> bool:
+    def gathers_on(self, chunks: int, waited_s: float, *, is_called: bool) -> bool:
         """Whether the link waits for the next pause before it takes in the inbox, with *chunks* in it now."""
-        return chunks >= MANY_CHUNKS and waited_s < GATHER_MAX_S and not is_half_full
+        return chunks >= MANY_CHUNKS and waited_s < GATHER_MAX_S and not is_called
 
     def timeout_s(self) -> float | None:
         """How long to wait for news before asking again."""

@@ -6,12 +6,14 @@ room there, and leaves it in the tap. What does not fit stays with its way, whic
 crossed: so back-pressure passes through, and no direction holds up another. A far side that goes is seen at once, and
 the near side is let go, so that its next write fails as it would bare.
 
+After each step it looks a few times more before it sleeps: an answer often comes at once, and to be woken takes longer
+than all that a step does. Only then does it tell the link, which would compete with a message that is under way.
+
 One thread for all, because of where a scheduler places what it wakes: with a thread for each direction a message and
 its answer meet on different processors, and a round trip may take twice as long (docs/measurements.md).
 """
 
 import _socket
-import contextlib
 import os
 import select
 import stat
@@ -20,8 +22,9 @@ from _thread import allocate_lock
 from errno import EAGAIN
 
 from kmd.record import STDERR, TO_SERVER
-from kmd.shim.bulk import CHUNK_BYTES, SPLICE_NONBLOCK, Segment, Tee, are_plain_pipes, load_tee
+from kmd.shim.bulk import SPLICE_NONBLOCK, Segment, Tee, are_plain_pipes, load_tee
 from kmd.shim.link import Ending
+from kmd.shim.slabs import CHUNK_BYTES, Chunk, Slab, is_spare, spare_slab
 from kmd.shim.tap import LARGE_BYTES, Tap
 
 NOWAIT = getattr(os, "RWF_NOWAIT", 0)
@@ -34,6 +37,8 @@ How an end is kept from making the pump wait. By its own O_NONBLOCK: the server'
 be opened once more; a file never waits. By NOWAIT: the client's socket, on Linux since 6.4. By turns, a poll(2) before
 each: a terminal, and where the others are not to be had.
 """
+LOOK_ON_NS = 50_000
+"""How long the pump looks on before it sleeps, giving way to whoever has something to do on its processor."""
 GOES_ON = b""
 """What a step returns that has not ended its way; otherwise the name of the side that has."""
 
@@ -41,23 +46,23 @@ GOES_ON = b""
 class Way:
     """
     One direction, from *near* to *far*. rest: what has been read and has not crossed; owed_bytes: the same for what
-    lies teed in *segment*. With either the way `waits` for its far side. at_ns: when that was read, Unix time.
+    lies teed in *segment*. With either the way `waits` for its far side. at_ns: when that was teed, Unix time. spare:
+    where it reads to when there is no memory for more; what lies there crosses and is not kept.
     """
 
     __slots__ = (
         "at_ns",
-        "buffer",
         "far",
         "far_mode",
         "far_side",
         "in_bulk",
-        "into",
         "near",
         "near_mode",
         "near_side",
         "owed_bytes",
         "rest",
         "segment",
+        "spare",
         "stream",
         "teed_bytes",
         "waits",
@@ -75,21 +80,20 @@ class Way:
             self.near_side, self.far_side = b"server", b"client"
             self.near_mode, self.far_mode = BY_FLAG, mode_of(far, os.O_WRONLY)
             os.set_blocking(near, False)
-        self.buffer = memoryview(bytearray(CHUNK_BYTES))
-        self.into = (self.buffer,)
-        self.rest = self.buffer[:0]
+        self.rest: Chunk | None = None
+        self.spare = spare_slab()
         self.waits = False
         self.in_bulk = False
         self.segment: Segment | None = None
         self.teed_bytes = self.owed_bytes = 0
         self.at_ns = 0
 
-    def read(self) -> int:
-        """Into the buffer: how many bytes; 0 at the end, also one by an error; -1 when somebody else has read them."""
+    def read(self, into: memoryview) -> int:
+        """How many bytes; 0 at the end, also one by an error; -1 when somebody else has read them."""
         try:
             if self.near_mode == BY_NOWAIT:
-                return os.preadv(self.near, self.into, -1, NOWAIT)
-            return os.readv(self.near, self.into)
+                return os.preadv(self.near, (into,), -1, NOWAIT)
+            return os.readv(self.near, (into,))
         except BlockingIOError:
             return -1
         except OSError:
@@ -119,6 +123,8 @@ class Pump:
     def __init__(self, tap: Tap, ending: Ending, flows: list[tuple[int, int, int]]) -> None:
         """flows: near descriptor, far descriptor, stream. It is the pump that closes them. Raises OSError."""
         self._tap = tap
+        self._slab = tap.next_slab()
+        self._is_flowing = False  # more than fits: then it is the processors that are short, and no answer is near
         self._ending = ending
         self._poll = select.poll()
         self._ways: dict[int, Way] = {}
@@ -168,7 +174,14 @@ class Pump:
 
     def _news(self) -> list[tuple[int, int]]:
         """Wait until an end has something to say."""
-        return self._poll.poll()
+        poll = self._poll.poll
+        until_ns = time.monotonic_ns() + (0 if self._is_flowing else LOOK_ON_NS)
+        while time.monotonic_ns() < until_ns:
+            if news := poll(0):
+                return news
+            os.sched_yield()
+        self._tap.tell()
+        return poll()
 
     def _now_ns(self) -> int:
         return time.monotonic_ns() + self._anchor_ns
@@ -177,29 +190,51 @@ class Pump:
         """What has come, or the end of it."""
         if way.in_bulk and self._tee is not None and (outcome := self._pass_bulk(way, self._tee)) is not None:
             return outcome
-        size = way.read()
-        if size <= 0:
-            return GOES_ON if size else way.near_side
-        at_ns = time.monotonic_ns() + self._anchor_ns
-        chunk = way.buffer[:size]
+        chunk = self._read(way)
+        if chunk is None:
+            return GOES_ON
+        size = chunk[3]
+        if not size:
+            return way.near_side
         if way.far_mode == BY_TURNS:
-            return self._leave(way, chunk, at_ns)
+            return self._leave(way, chunk)
         try:
-            crossed = way.write(chunk)
+            crossed = way.write(chunk[1].memory[chunk[2] : chunk[2] + size])
         except OSError:
+            self._forgo(chunk)
             return way.far_side
         if crossed < size:
-            self._keep(way, chunk[:crossed], at_ns)
-            return self._leave(way, chunk[crossed:], at_ns)
-        self._keep(way, chunk, at_ns)
+            return self._leave(way, self._keep_start(chunk, crossed))
+        self._keep(chunk)
         if size > LARGE_BYTES:
-            way.in_bulk = (size == CHUNK_BYTES or self._tap.prefers_spool) and are_plain_pipes(way.near, way.far)
+            way.in_bulk = are_plain_pipes(way.near, way.far)
         return GOES_ON
 
-    def _leave(self, way: Way, rest: memoryview, at_ns: int) -> bytes:
+    def _read(self, way: Way) -> Chunk | None:
+        """What has come; an empty chunk, without a claim, at the end; None when there is nothing."""
+        slab = self._slab
+        start = slab.used_bytes
+        if start > slab.last_start:
+            slab, start = self._next_slab(way), 0
+        size = way.read(slab.memory[start : start + CHUNK_BYTES])
+        if size < 0:
+            return None
+        if size:
+            self._is_flowing = size == CHUNK_BYTES
+            slab.used_bytes = start + size
+            slab.claims += 1
+        return way.stream, slab, start, size, time.monotonic_ns() + self._anchor_ns
+
+    def _next_slab(self, way: Way) -> Slab:
+        try:
+            self._slab = self._tap.next_slab()
+        except Exception:  # noqa: BLE001 - no memory, most likely; see `_keep`
+            return way.spare
+        return self._slab
+
+    def _leave(self, way: Way, rest: Chunk) -> bytes:
         """*rest* crosses when there is room for it."""
         way.rest = rest
-        way.at_ns = at_ns
         self._await_far(way)
         return GOES_ON
 
@@ -208,28 +243,49 @@ class Pump:
         if way.segment is not None:
             return self._splice(way, way.segment)
         rest = way.rest
+        if rest is None:
+            return GOES_ON
+        _, slab, start, size, _ = rest
         try:
-            crossed = way.write(rest)
+            crossed = way.write(slab.memory[start : start + size])
         except OSError:
             return way.far_side
-        self._keep(way, rest[:crossed], way.at_ns)
-        way.rest = rest[crossed:]
-        if crossed == len(rest):
-            self._await_near(way)
+        if crossed < size:
+            way.rest = self._keep_start(rest, crossed)
+            return GOES_ON
+        way.rest = None
+        self._keep(rest)
+        self._await_near(way)
         return GOES_ON
 
-    def _keep(self, way: Way, crossed: memoryview, at_ns: int) -> None:
+    def _keep(self, chunk: Chunk) -> None:
         try:
-            if crossed:
-                self._tap.keep(way.stream, crossed, at_ns)
+            if is_spare(chunk[1]):
+                self._tap.skip(chunk)
+            else:
+                self._tap.take(chunk)
         except Exception:  # noqa: BLE001 - no fault of the capture may end the traffic
             self._tap.detach()
+
+    def _keep_start(self, chunk: Chunk, crossed: int) -> Chunk:
+        """The first *crossed* bytes of *chunk* have crossed. Returns the rest."""
+        if not crossed:
+            return chunk
+        stream, slab, start, size, at_ns = chunk
+        slab.claims += 1
+        self._keep((stream, slab, start, crossed, at_ns))
+        return stream, slab, start + crossed, size - crossed, at_ns
+
+    def _forgo(self, chunk: Chunk) -> None:
+        """*chunk* will never cross."""
+        chunk[1].claims -= 1
 
     def _pass_bulk(self, way: Way, tee: Tee) -> bytes | None:
         """Pass a large chunk on without reading it. None when it has to be read after all."""
         segment = self._tap.open_segment(way.stream)
         size = tee(way.near, segment.write_end) if segment is not None else 0
         way.in_bulk = size >= LARGE_BYTES
+        self._is_flowing = size == CHUNK_BYTES
         if segment is None or size <= 0:
             return None  # whatever it is, the read sees it
         way.at_ns = self._now_ns()
@@ -265,18 +321,22 @@ class Pump:
 
     def _await_far(self, way: Way) -> None:
         """Wait for room on the far side, and for nothing else."""
-        way.waits = True
+        way.waits = self._is_flowing = True
         self._forget(way.near)
         self._poll.register(way.far, select.POLLOUT)
 
     def _forget(self, fd: int) -> None:
-        with contextlib.suppress(KeyError):
+        try:
             self._poll.unregister(fd)
+        except KeyError:
+            pass  # it was not waited for
 
     def _end(self, way: Way, closed_by: bytes) -> None:
         for fd in (way.near, way.far):
             self._forget(fd)
             del self._ways[fd]
+        if way.rest is not None:
+            self._forgo(way.rest)
         way.close()
         if way.stream != STDERR:
             self._closed_first = self._closed_first or closed_by

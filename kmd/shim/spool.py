@@ -11,7 +11,7 @@ before that, kmd believes the body as long as the machine has not been down sinc
 """
 
 import os
-from collections.abc import Sequence
+from _collections_abc import Sequence
 
 from kmd.record import (
     CRC_OF_HEAD,

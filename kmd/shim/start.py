@@ -281,9 +281,12 @@ def forget_child() -> None:
 
 
 def run_relay(plan: Plan, server_pid: int, channels: Channels, ready_fd: int) -> None:
-    """In the child: leave the client's session, fork the relay proper, run it. Never returns."""
+    """In the child: leave the client's process group, fork the relay proper, run it. Never returns."""
     try:
-        os.setsid()
+        if any(os.isatty(fd) for fd in (0, 1, 2)):
+            os.setsid()  # only so may it read a terminal
+        else:
+            os.setpgid(0, 0)  # Linux shares out processors by session, too, and a relay apart is woken up later
         if relay := os.fork():
             if plan.announce_fd >= 0:
                 os.write(plan.announce_fd, b"%d" % relay)

@@ -8,13 +8,14 @@ What cannot be recorded is not forwarded: the relay says why on stderr and ends,
 
 import os
 import select
-from collections.abc import Sequence
+from _collections_abc import Sequence
 from typing import NoReturn
 
 from kmd.record import BYE, DATA, NO_STREAM, Record, render_fields
 from kmd.shim.held import NEVER, Entry
 from kmd.shim.link import Ending
 from kmd.shim.pump import GOES_ON, Pump, Way
+from kmd.shim.slabs import Chunk, claims_of, drop, parts_of
 from kmd.shim.spool import FILE_MAX_BYTES, Spool
 from kmd.shim.start import READY
 from kmd.shim.tap import Tap
@@ -92,20 +93,23 @@ class StrictTap(Tap):
         super().__init__(wake_fd, spool)
         self._synced = spool
 
-    def record(self, stream: int, chunk: memoryview, at_ns: int) -> bool:
+    def record(self, chunk: Chunk) -> bool:
         """Put a chunk on disk. Returns False when that is impossible: then it may not cross."""
+        stream, _, _, size, at_ns = chunk
         with self._lock:
             offset = self._next[stream]
-            ends = tuple(end + len(chunk) if stream == of else end for of, end in enumerate(self._next))
-            entry = Entry(DATA, stream, offset, at_ns, (bytes(chunk),), ends, len(chunk))
-            if not self._synced.append([entry]):
+            ends = tuple(end + size if stream == of else end for of, end in enumerate(self._next))
+            if not self._synced.append([Entry(DATA, stream, offset, at_ns, tuple(parts_of([chunk])), ends, size)]):
                 return False
-            self._next[stream] += len(chunk)
-        self._put[stream] += len(chunk)
-        if not self.is_stirred:
-            self.is_stirred = True
-            self.wake()
+            self._next[stream] += size
+        self.inbox.put_bytes[stream] += size
+        self.is_stirred = True
         return True
+
+    def take(self, chunk: Chunk) -> None:
+        """It has been recorded already."""
+        with self._lock:
+            drop(claims_of([chunk]))
 
     def close(self, fields: dict[str, bytes], at_ns: int) -> None:
         """The BYE takes the same way; without it kmd sees that the session has ended, but not how."""
@@ -156,16 +160,14 @@ class StrictPump(Pump):
             self._say_fd = -1
 
     def _pass(self, way: Way) -> bytes:
-        size = way.read()
-        if size <= 0:
-            return GOES_ON if size else way.near_side
-        at_ns = self._now_ns()
-        if not self._recorder.record(way.stream, way.buffer[:size], at_ns):
+        chunk = self._read(way)
+        if chunk is None:
+            return GOES_ON
+        if not chunk[3]:
+            return way.near_side
+        if not self._recorder.record(chunk):
             self._give_up()
-        return self._leave(way, way.buffer[:size], at_ns)
-
-    def _keep(self, way: Way, crossed: memoryview, at_ns: int) -> None:
-        """It has been recorded already."""
+        return self._leave(way, chunk)
 
     def _give_up(self) -> NoReturn:
         """Say why, and close everything at once: nothing may cross in the other direction either."""

@@ -1,9 +1,8 @@
 """
 The tap: the relay's copy of what crossed, on its way to kmd.
 
-Pumps call `keep` after a chunk has crossed; that is one append to the *inbox*, because whatever a pump does there
-stands between a request and its answer. The link *absorbs* the inbox a moment later: it makes one RUN record of what
-has gathered, sends it without waiting, and *holds* it until kmd acknowledges it.
+A pump gives it each chunk that has crossed, which goes to the *inbox*. The link *absorbs* that when the traffic pauses:
+it makes RUN records of what has gathered, sends them without waiting, and *holds* them until kmd acknowledges them.
 
 When kmd does not keep up, the tap *stands aside*: what it holds moves to the spool, and the link drains that when the
 traffic lets it. On Linux many large chunks in a row are not even read: they gather in the *bulk* of their stream, and
@@ -17,7 +16,6 @@ import _socket
 import os
 import time
 from _thread import allocate_lock
-from collections import deque
 
 from kmd.record import (
     ACK,
@@ -32,27 +30,24 @@ from kmd.record import (
     render_fields,
     render_run,
 )
-from kmd.shim.bulk import RUN_MAX_CHUNKS, Bulk, Chunk, Piece, Segment, split_window
+from kmd.shim.bulk import Piece, Segment
 from kmd.shim.disk import Disk
-from kmd.shim.held import CHUNK_OVERHEAD_BYTES, NEVER, Entry, Held, left_of
+from kmd.shim.held import NEVER, Entry, Held, left_of
+from kmd.shim.inbox import CALL_ABOVE_CHUNKS, FULL_BYTES, FULL_CHUNKS, MAX_BYTES, Inbox
+from kmd.shim.slabs import Chunk, Slab, Slabs, claims_of, copy_of, drop, parts_of
 from kmd.shim.spool import FREE_MIN_BYTES, Spool, read_exactly
 
 LARGE_BYTES = 16 << 10
 """From that size on a chunk may come in a bulk, when kmd does not keep up."""
-INBOX_MAX_BYTES = 2 << 20
-"""With more than that in the inbox the pump absorbs some itself: the link does not get a turn."""
-FEW_BYTES, FEW_CHUNKS = 4 << 10, 500
-"""Up to so many chunks of so many bytes the inbox need not be counted to see that there is room."""
 DIRECT_MAX_BYTES = 256 << 10
 """More than that unacknowledged means that kmd does not keep up with large chunks: the spool is the shorter way."""
-HELD_MAX_BYTES = 7 << 20
+HELD_MAX_BYTES = 4 << 20
 """Most that is held in memory: with inbox and interpreter it keeps the relay under 24 MiB."""
-SPILL_ABOVE_BYTES = 4 << 20
+SPILL_ABOVE_BYTES = 2 << 20
 """From where on what is held moves to the spool."""
 READ_ACKS_ABOVE_BYTES = 128 << 10
 """Below this, acknowledgements may wait in the socket: reading each would cost the traffic a wake-up."""
-DONTWAIT = getattr(_socket, "MSG_DONTWAIT", 0)
-"""Windows has none: what the tap is given there never waits."""
+DONTWAIT = getattr(_socket, "MSG_DONTWAIT", 0)  # Windows has none: what the tap is given there never waits
 
 
 class Tap:
@@ -60,8 +55,7 @@ class Tap:
     Hands chunks on to kmd in order.
 
     durable: what kmd said last. is_done: kmd has committed the BYE. skipped_bytes: what could be kept nowhere.
-    kept_bytes: all that has crossed, for the link to see whether something moves. is_stirred: something has come into
-    the inbox since the last `absorb`. A byte is written to *wake_fd*, from any thread, when the link is to look.
+    is_stirred: something has come since the last `absorb`. The link is woken by a byte to *wake_fd*, from any thread.
     """
 
     def __init__(self, wake_fd: int, spool: Spool) -> None:
@@ -69,6 +63,7 @@ class Tap:
         self.is_done = False
         self.skipped_bytes = 0
         self.is_stirred = False
+        self._is_told = False
         self._lock = allocate_lock()
         self._wake_fd = wake_fd
         self._spool = spool
@@ -79,58 +74,65 @@ class Tap:
         self._held = Held()
         self._rest: list[bytes | memoryview] = []  # of a record that went only in part
         self._next = [0] * STREAMS
-        self._bulks = tuple(Bulk() for _ in range(STREAMS))
-        self._inbox: deque[Chunk | Piece] = deque()
-        self._put = [0] * STREAMS  # bytes into the inbox so far; each stream is counted by its own pump
-        self._teed = [0] * STREAMS  # into bulks, likewise
-        self._absorbed_bytes = 0
+        self._slabs = Slabs()
+        self.inbox = Inbox()
 
-    @property
-    def kept_bytes(self) -> int:
-        return sum(self._put) + sum(self._teed)
-
-    def keep(self, stream: int, chunk: memoryview, at_ns: int) -> None:
-        """Take a chunk that has crossed; the buffer is the caller's again afterwards. Never waits for kmd."""
-        size = len(chunk)
-        inbox = self._inbox
-        self._put[stream] += size
-        inbox.append((stream, bytes(chunk), at_ns))
-        if (size > FEW_BYTES or len(inbox) > FEW_CHUNKS) and self._inbox_bytes() > INBOX_MAX_BYTES:
-            self._absorb_some()
-        elif not self.is_stirred:
-            self.is_stirred = True
+    def next_slab(self) -> Slab:
+        """Where the pump is to read to from now on. Before it takes too much memory it makes some free."""
+        self._relieve()
+        if self.inbox.calls:
             self.wake()
+        return self._slabs.take()
 
-    @property
-    def inbox_chunks(self) -> int:
-        return len(self._inbox)
+    def prepare(self) -> None:
+        """Have memory ready. Called by the link."""
+        self._slabs.prepare()
 
-    @property
-    def is_half_full(self) -> bool:
-        """Whether the inbox is, so that the link should take it in before the pump has to."""
-        return self._inbox_bytes() * 2 > INBOX_MAX_BYTES
+    def take(self, chunk: Chunk) -> None:
+        """A chunk has crossed: its claim is the tap's now. Never waits for kmd."""
+        count = self.inbox.add(chunk)
+        self.is_stirred = True
+        if count > CALL_ABOVE_CHUNKS:
+            self.tell()
+            if count > FULL_CHUNKS:
+                self._absorb_some()
 
-    def _inbox_bytes(self) -> int:
-        return sum(self._put) - self._absorbed_bytes + CHUNK_OVERHEAD_BYTES * len(self._inbox)
+    def keep(self, stream: int, data: memoryview, at_ns: int) -> None:
+        """Likewise *data*, which lies in memory of the caller's own."""
+        self._relieve()
+        self.take(copy_of(stream, data, at_ns))
+        self.tell()
+
+    def skip(self, chunk: Chunk) -> None:
+        """A chunk has crossed that cannot be kept: there was no memory."""
+        self.absorb()
+        with self._lock:
+            self._next[chunk[0]] += chunk[3]
+            self.skipped_bytes += chunk[3]
+            drop(claims_of([chunk]))
+
+    def tell(self) -> None:
+        """Have the link look, if there is something that it has not been told of. A pump does that in a pause."""
+        if self.is_stirred and not self._is_told:
+            self._is_told = True
+            self.wake()
 
     def open_segment(self, stream: int) -> Segment | None:
         """Where this stream's next chunks may gather without being read; None when no pipe is to be had."""
-        bulk = self._bulks[stream]
+        bulk = self.inbox.bulks[stream]
         opened = bulk.open_segment()
         for _ in range(STREAMS):
             if opened is not None:
                 break
-            self._absorb_some()
+            self._absorb_some(wait=False)
             opened = bulk.open_segment()
         return opened
 
     def keep_segment(self, stream: int, segment: Segment, size: int, at_ns: int) -> None:
         """The next *size* bytes in the pipe of *segment* have crossed."""
-        segment.taken_in += 1
-        self._teed[stream] += size
-        self._inbox.append(Piece(stream, segment, size, at_ns))
-        if not self.is_stirred:
-            self.is_stirred = True
+        self.inbox.add_piece(stream, segment, size, at_ns)
+        self.is_stirred = True
+        if segment.is_full and self.inbox.calls:
             self.wake()
 
     @property
@@ -140,26 +142,27 @@ class Tap:
             return True
         return self._held.cost_bytes > DIRECT_MAX_BYTES and self._spool.has_room(FREE_MIN_BYTES)
 
-    @property
-    def has_bulk(self) -> bool:
-        """Whether large chunks have gathered, so that there is something to do in a quiet moment."""
-        return not all(bulk.is_empty for bulk in self._bulks)
-
     def absorb(self) -> int:
-        """
-        Hold and send what is in the inbox, and spill what is too much. Called by the link, and by a pump when the
-        inbox is full. Returns how many chunks it took.
-        """
-        self.is_stirred = False
+        """Hold and send what is in the inbox, and spill what is too much. Returns how many chunks it took."""
+        self.is_stirred = self._is_told = False
         count = 0
         while taken := self._absorb_some():  # one turn each, so that a pump need not wait for all of them
             count += taken
         return count
 
-    def _absorb_some(self) -> int:
-        with self._lock:
+    def _relieve(self) -> None:
+        size_bytes = self.inbox.size_bytes
+        if size_bytes > FULL_BYTES:
+            self._absorb_some(wait=size_bytes > MAX_BYTES)
+
+    def _absorb_some(self, *, wait: bool = True) -> int:
+        if not self._lock.acquire(wait):
+            return 0
+        try:
             taken = self._take_in()
             self._settle_down()
+        finally:
+            self._lock.release()
         return taken
 
     def close(self, fields: dict[str, bytes], at_ns: int) -> None:
@@ -259,10 +262,7 @@ class Tap:
 
     def _take_in(self) -> int:
         """Make one record of what comes next, and send it if nothing waits before it. Returns of how many chunks."""
-        inbox = self._inbox
-        window = [inbox.popleft() for _ in range(min(len(inbox), RUN_MAX_CHUNKS))]
-        chunks, pieces, rest = split_window(window)
-        inbox.extendleft(reversed(rest))
+        chunks, pieces = self.inbox.take()
         if chunks:
             self._take_in_chunks(chunks)
         elif pieces:
@@ -270,14 +270,14 @@ class Tap:
         return len(chunks) + len(pieces)
 
     def _take_in_chunks(self, taken: list[Chunk]) -> None:
-        streams, chunks, times_ns = zip(*taken, strict=True)
-        lengths = [len(chunk) for chunk in chunks]
+        streams, _, _, lengths, times_ns = zip(*taken, strict=True)
         table = render_run(self._next, bytes(streams), lengths, times_ns)
         for stream, length in zip(streams, lengths, strict=True):
             self._next[stream] += length
         size = sum(lengths)
-        self._absorbed_bytes += size
-        self._hold(Entry(RUN, NO_STREAM, 0, times_ns[0], (table, *chunks), tuple(self._next), size))
+        parts: list[bytes | memoryview] = [table, *parts_of(taken)]
+        ends = tuple(self._next)
+        self._hold(Entry(RUN, NO_STREAM, 0, times_ns[0], parts, ends, size, claims_of(taken)))
 
     def _take_in_pieces(self, pieces: list[Piece]) -> None:
         """Some of a bulk: to memory while kmd keeps up, else to the spool."""
@@ -288,8 +288,8 @@ class Tap:
         self._next[stream] += size
         body = self._spool_pipe(segment.read_end, size, at_ns, table)
         if body is not None:
-            self._hold(Entry(RUN, NO_STREAM, 0, at_ns, (table, body), tuple(self._next), size))
-        self._bulks[stream].drop(segment, len(pieces))
+            self._hold(Entry(RUN, NO_STREAM, 0, at_ns, [table, body], tuple(self._next), size))
+        self.inbox.bulks[stream].drop(segment, len(pieces))
 
     def _spool_pipe(self, source: int, size: int, at_ns: int, table: bytes) -> bytes | None:
         """Returns None when the spool has what is in the pipe, else the bytes: it does not take them, or need not."""
@@ -307,6 +307,7 @@ class Tap:
             self._settle_down()
         if self._held.cost_bytes + entry.cost_bytes > HELD_MAX_BYTES:
             self.skipped_bytes += entry.carried_bytes
+            entry.let_go()
             return
         was_idle = self._held.next_unsent is None
         self._held.add(entry)
@@ -333,6 +334,7 @@ class Tap:
         sent, waiting = held.list_sent(), held.list_unsent()
         if self._rest and waiting:
             sent.append(waiting.pop(0))  # broken off: `drain` sends its rest before anything else
+            self._rest = [b"".join(self._rest)]  # its memory will be written again
         if self._is_direct:
             if not self._spool.append(sent):
                 return False

@@ -28,6 +28,7 @@ class TerminalPump(Pump):
         self._look_at_s = 0.0
 
     def _news(self) -> list[tuple[int, int]]:
+        self._tap.tell()
         way = self._in_background
         if way is None:
             return self._poll.poll()

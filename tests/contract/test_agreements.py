@@ -110,6 +110,14 @@ def test_km_imports_nothing_but_itself_before_it_becomes_the_server_that_a_bare_
     assert imported(["-c", "import json"]) - bare >= {"json"}
 
 
+def test_the_relay_is_there_soon_because_it_imports_little() -> None:
+    """Each of these takes as long as all of the relay's own modules."""
+    root = str(LAUNCH.parents[2])
+    got = imported(["-c", f"import sys; sys.path.insert(0, {root!r}); import kmd.shim.relay"])
+    assert "kmd.shim.relay" in got
+    assert not got & {"collections", "contextlib", "functools", "pathlib", "re", "threading", "typing"}
+
+
 FIELD = re.compile(r"`(\w+)(?:\[\])?\.\{([^}]*)\}`")
 
 

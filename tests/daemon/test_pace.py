@@ -58,7 +58,7 @@ def test_the_spool_is_drained_when_it_is_quiet_or_late_or_large() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chunks", "waited_s", "is_half_full", "gathers_on"),
+    ("chunks", "waited_s", "is_called", "gathers_on"),
     [
         (MANY_CHUNKS - 1, 0.0, False, False),
         (MANY_CHUNKS, 0.0, False, True),
@@ -67,6 +67,6 @@ def test_the_spool_is_drained_when_it_is_quiet_or_late_or_large() -> None:
     ],
 )
 def test_much_at_once_waits_for_a_pause_though_not_for_ever(
-    chunks: int, waited_s: float, *, is_half_full: bool, gathers_on: bool
+    chunks: int, waited_s: float, *, is_called: bool, gathers_on: bool
 ) -> None:
-    assert Pace().gathers_on(chunks, waited_s, is_half_full=is_half_full) == gathers_on
+    assert Pace().gathers_on(chunks, waited_s, is_called=is_called) == gathers_on

@@ -25,8 +25,6 @@ from kmd.record import (
 )
 from kmd.shim.bulk import (
     BULK_MAX_SEGMENTS,
-    CHUNK_BYTES,
-    Chunk,
     Piece,
     Segment,
     are_plain_pipes,
@@ -34,6 +32,7 @@ from kmd.shim.bulk import (
     split_window,
 )
 from kmd.shim.held import Entry
+from kmd.shim.slabs import CHUNK_BYTES, Chunk, copy_of
 from kmd.shim.spool import Spool
 from kmd.shim.tap import DIRECT_MAX_BYTES, HELD_MAX_BYTES, SPILL_ABOVE_BYTES, Tap
 from tests.support.processes import WAIT_S
@@ -243,9 +242,9 @@ def test_a_bulk_is_what_went_by_in_order_with_what_came_before_and_after(tmp_pat
                 tap.keep_segment(1, segment, CHUNK_BYTES, 2)
             sent += b"after\n"
             tap.keep(1, memoryview(b"after\n"), 3)
-        gathered = [tap.has_bulk]
+        gathered = [tap.inbox.has_bulk]
         tap.absorb()
-        assert [*gathered, tap.has_bulk] == [True, False]
+        assert [*gathered, tap.inbox.has_bulk] == [True, False]
         with connected(tap) as far:
             assert joined(receive(far, tap))[1] == sent
     os.close(near)
@@ -299,7 +298,7 @@ def test_a_bulk_each_way_at_once_makes_few_records_and_keeps_each_stream_in_orde
     window: list[Chunk | Piece] = []
     for number in range(6):
         window += [Piece(0, first, CHUNK_BYTES, number), Piece(1, second, CHUNK_BYTES, number)]
-    tail: list[Chunk | Piece] = [(0, b"tail\n", 7), Piece(0, first, 5, 8)]
+    tail: list[Chunk | Piece] = [copy_of(0, memoryview(b"tail\n"), 7), Piece(0, first, 5, 8)]
     chunks, pieces, rest = split_window([*window, *tail])
     assert chunks == []
     assert pieces == window[::2]
@@ -336,6 +335,7 @@ def test_a_disk_that_has_stalled_is_left_alone_for_a_while_and_then_used_again(t
     def fill(size_bytes: int) -> None:
         for at_ns in range(size_bytes // len(chunk)):
             tap.keep(0, chunk, at_ns)
+        tap.absorb()
 
     fill(SPILL_ABOVE_BYTES + (2 << 20))
     stalled_at = spool.size_bytes

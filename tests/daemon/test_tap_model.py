@@ -27,7 +27,8 @@ from kmd.record import (
     parse_run,
     render_offsets,
 )
-from kmd.shim.bulk import CHUNK_BYTES, load_tee
+from kmd.shim.bulk import load_tee
+from kmd.shim.slabs import CHUNK_BYTES
 from kmd.shim.spool import Spool
 from kmd.shim.tap import DIRECT_MAX_BYTES, Tap
 from tests.support.raw_relay import session_name

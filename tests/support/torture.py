@@ -122,13 +122,13 @@ def read_exactly(descriptor: int, length: int) -> bytes:
 
 
 def find_relay(name: str) -> int | None:
-    """The relay of the session *name*: the km that leads a session of its own."""
+    """The relay of the session *name*: the km in a process group that somebody else has led."""
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
             if b"--name" in words and name.encode() in words:
-                pid, sid = int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[3])
-                if sid != os.getsid(0) and b"launch.py" in b" ".join(words) and pid != sid:
+                pid, pgid = int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[2])
+                if b"launch.py" in b" ".join(words) and pgid not in (pid, os.getpgid(0)):
                     return pid
     return None
 

@@ -249,7 +249,7 @@ def test_a_process_that_keeps_the_servers_output_does_not_keep_km(tmp_path: Path
         for _ in range(2):  # the second has crossed: the first would have been kept by now
             os.write(on.server_out, b"too late")
             assert os.read(on.client_out, 100) == b"too late"
-        assert on.tap.kept_bytes == len(b"last words")
+        assert on.tap.inbox.kept_bytes == len(b"last words")
         assert on.kept()[TO_CLIENT] == b"last words"
 
 

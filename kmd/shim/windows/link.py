@@ -50,6 +50,9 @@ class PipeTap(Tap):
     def wake(self) -> None:
         set_event(self._wake_fd)
 
+    def prepare(self) -> None:
+        """What is kept here comes in memory of its own."""
+
     def put_aside(self) -> None:
         """Everything that is held goes to the spool, from which the next connection is served first."""
         with self._lock:

@@ -12,9 +12,9 @@ import time
 from _thread import allocate_lock, start_new_thread
 
 from kmd.record import STDERR, TO_CLIENT, TO_SERVER
-from kmd.shim.bulk import CHUNK_BYTES
 from kmd.shim.hello import describe, meeting_dir, new_session_id
 from kmd.shim.link import Ending
+from kmd.shim.slabs import CHUNK_BYTES
 from kmd.shim.spool import ROOM_FOR_KMD_BYTES, ROOM_FOR_KMD_PART
 from kmd.shim.start import Plan
 from kmd.shim.windows.calls import (
