@@ -167,6 +167,11 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def run_s(pid: int) -> float:
+    """The same to the nanosecond, of its first thread."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
 def peak_rss_mib(pid: int) -> float:
     """The most that a process has had resident."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
