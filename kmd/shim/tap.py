@@ -38,7 +38,7 @@ from kmd.shim.slabs import Chunk, Slab, Slabs, claims_of, copy_of, drop, parts_o
 from kmd.shim.spool import FREE_MIN_BYTES, Spool, read_exactly
 
 LARGE_BYTES = 16 << 10
-"""From that size on a chunk may come in a bulk, when kmd does not keep up."""
+"""After a chunk of that size the next ones gather in a bulk, where that can be had."""
 DIRECT_MAX_BYTES = 256 << 10
 """More than that unacknowledged means that kmd does not keep up with large chunks: the spool is the shorter way."""
 HELD_MAX_BYTES = 4 << 20
@@ -104,7 +104,7 @@ class Tap:
         self.tell()
 
     def skip(self, chunk: Chunk) -> None:
-        """A chunk has crossed that cannot be kept: there was no memory."""
+        """A chunk has crossed that cannot be kept, as there was no memory."""
         self.absorb()
         with self._lock:
             self._next[chunk[0]] += chunk[3]
