@@ -17,7 +17,7 @@ from kmd.shim.hello import describe, meeting_dir, new_session_id
 from kmd.shim.link import Ending, Link
 from kmd.shim.pump import Pump
 from kmd.shim.spool import Spool
-from kmd.shim.start import Plan
+from kmd.shim.start import Plan, let_go_of_stderr
 from kmd.shim.tap import Tap
 
 SWITCH_S = 0.00002
@@ -106,9 +106,5 @@ def let_go(keep: tuple[int, ...]) -> None:
                 os.close(int(text))
             except OSError:
                 pass  # the listing's own descriptor
-    if 2 not in keep:
-        null = os.open("/dev/null", os.O_RDWR)
-        if null != 2:
-            os.dup2(null, 2)
-            os.close(null)
+    let_go_of_stderr(keep)
     gc.disable()  # nothing here makes cycles, and a collection would delay a message

@@ -61,13 +61,17 @@ class Slabs:
         self._is_ready = True
         try:
             zeros = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return  # no descriptor left
+        try:
             for _ in range(READY_SLABS):
                 memory = new_memory()
                 os.readv(zeros, (memory,))  # unlike a loop of ours it leaves the interpreter to the pump
                 self._slabs.append(Slab(memory))
+        except (OSError, MemoryError):
+            pass  # the pump will do without
+        finally:
             os.close(zeros)
-        except OSError:
-            pass  # no descriptor or memory left: the pump will do without
 
 
 def new_memory() -> memoryview:
